@@ -1,0 +1,106 @@
+"""The nouns: products, engines and what may be said of them. No behaviour.
+
+Wall-clock times are integers, milliseconds since the Unix epoch (`..._at_ms`):
+they survive a restart, compare exactly, and are never used to wait.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Status(StrEnum):
+    """The six states of an engine; a destroyed engine has no row and no state."""
+
+    PROVISIONING = "provisioning"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DESTROYING = "destroying"
+
+
+class Outcome(StrEnum):
+    """How an audited action ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    DENIED = "denied"
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a product may do; None means no limit of its own."""
+
+    max_engines: int | None = None
+    rate_limit_rpm: int | None = None
+    user_rate_limit_rpm: int | None = None
+    idle_sleep_s: float | None = None
+
+
+class Product(Struct, frozen=True, kw_only=True, tag_field="t", tag="product"):
+    """A tenant. Only digests of its platform keys are kept."""
+
+    product_id: str
+    slug: str
+    display_name: str
+    policy: Policy
+    key_hash: str
+    created_at_ms: int
+    old_key_hash: str | None = None
+    old_key_until_ms: int = 0
+    deleting: bool = False
+
+
+class PendingKey(Struct, frozen=True):
+    """The key a rotation under way wants to bring into force."""
+
+    sealed_key: str
+    key_hash: str
+
+
+class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
+    """One user's engine, as the journal knows it.
+
+    `incarnation` rises each time the engine comes (back) into service, so that a
+    probe or a sleep decision made for an earlier life is recognised as stale.
+    `restart_at_ms` is set exactly while an automatic restart is planned or at work.
+    """
+
+    engine_id: str
+    product_id: str
+    user_id: str
+    status: Status
+    port: int
+    engine_version: str
+    sealed_key: str
+    key_hash: str
+    created_at_ms: int
+    changed_at_ms: int
+    incarnation: int = 0
+    healthy_at_ms: int | None = None
+    booted_at_ms: int | None = None
+    restart_attempts: int = 0
+    restart_at_ms: int | None = None
+    pending_key: PendingKey | None = None
+    reason: str = ""
+
+
+class Sample(Struct, frozen=True, array_like=True):
+    """One counted happening: when, what kind, and how long it took (None: no duration)."""
+
+    at_ms: int
+    kind: str
+    duration_ms: float | None
+
+
+class Counters(Struct, frozen=True, kw_only=True, tag_field="t", tag="counters"):
+    """What a product's metrics need from the past: totals for ever, samples of the last hour."""
+
+    product_id: str
+    total_provisions: int = 0
+    total_destroys: int = 0
+    samples: tuple[Sample, ...] = ()
+
+
+SnapshotRecord = Product | Engine | Counters
+"""What a snapshot of the fleet consists of; a snapshot is a sequence of these."""
