@@ -145,7 +145,9 @@ class KeyRotationBegun(EngineFact, frozen=True, kw_only=True, tag="engine.key_ro
 
 
 class KeyRotated(EngineFact, frozen=True, kw_only=True, tag="engine.key_rotated"):
-    """The pending key is in force."""
+    """The pending key is in force; the old one works until `old_key_until_ms` (0: no longer)."""
+
+    old_key_until_ms: int = 0
 
 
 class KeyRotationFailed(EngineFact, frozen=True, kw_only=True, tag="engine.key_rotation_failed"):

@@ -63,7 +63,8 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
 
     `incarnation` rises each time the engine comes (back) into service, so that a
     probe or a sleep decision made for an earlier life is recognised as stale.
-    `restart_at_ms` is set exactly while an automatic restart is planned or at work.
+    `old_key_hash` still works beside the new one until `old_key_until_ms` (live
+    rotation). `restart_at_ms` is set exactly while an automatic restart is planned or at work.
     """
 
     engine_id: str
@@ -82,6 +83,8 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     restart_attempts: int = 0
     restart_at_ms: int | None = None
     pending_key: PendingKey | None = None
+    old_key_hash: str | None = None
+    old_key_until_ms: int = 0
     reason: str = ""
 
 

@@ -166,7 +166,7 @@ def _changed(  # noqa: C901 - one flat case per fact, none of them branches
         case f.KeyRotationBegun():
             return replace(engine, pending_key=PendingKey(fact.sealed_key, fact.key_hash))
         case f.KeyRotated():
-            return _with_new_key(engine)
+            return _with_new_key(engine, fact)
         case f.KeyRotationFailed():
             return replace(engine, pending_key=None)
         case f.DestroyBegun():
@@ -190,7 +190,7 @@ def _in_service(engine: Engine, fact: f.Booted | f.Woken, *, keep_attempts: bool
     )
 
 
-def _with_new_key(engine: Engine) -> Engine:
+def _with_new_key(engine: Engine, fact: f.KeyRotated) -> Engine:
     pending = engine.pending_key
     assert pending is not None
     return replace(
@@ -198,6 +198,8 @@ def _with_new_key(engine: Engine) -> Engine:
         sealed_key=pending.sealed_key,
         key_hash=pending.key_hash,
         pending_key=None,
+        old_key_hash=engine.key_hash if fact.old_key_until_ms else None,
+        old_key_until_ms=fact.old_key_until_ms,
         incarnation=engine.incarnation + 1,
     )
 

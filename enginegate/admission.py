@@ -1,0 +1,351 @@
+"""May this user's request go on, and where to? The question the program exists for.
+
+Two roads lead to the same answers. `warm` is one synchronous function that touches
+no disk, no backend and no lock, and answers the admit of a running engine from
+bytes made when the engine last changed. Whatever is not that case takes `admit`,
+which may provision, wake, or wait for work that is under way.
+"""
+
+import hashlib
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from enginegate.clock import Clock
+from enginegate.errors import GateError, RateLimitedError
+from enginegate.health import HealthLoop
+from enginegate.lifecycle import Lifecycle, OvertakenError
+from enginegate.model import Outcome, Status
+from enginegate.ratelimit import SlidingWindow, retry_after
+from enginegate.registry import LiveEngine, LiveProduct, Operation, Registry
+
+VERIFY_TIMEOUT_S = 1.0
+DENIALS_EVERY_S = 10.0
+SOON_S = 1.0  # when to ask again, where nothing better is known
+BODIES_MAX = 256
+NS = 1_000_000_000
+
+ACTION_OF = {"provision": "provisioned", "wake": "woke", "start": "started"}
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of an admit; `wait_s` None = wait as long as the work takes."""
+
+    auto_provision: bool = False
+    auto_wake: bool = False
+    touch: bool = True
+    wait_s: Annotated[float, Meta(ge=0)] | None = None
+    verify: bool = False
+
+
+class Admitted(Struct, frozen=True, kw_only=True):
+    """Go on, to this engine. `lease_s` 0 = it never sleeps."""
+
+    live: LiveEngine
+    action: str
+    waited_ms: float
+    lease_s: float
+
+
+class Refused(Struct, frozen=True):
+    """Not now; `retry_after_s` None = asking again changes nothing by itself."""
+
+    reason: str
+    retry_after_s: float | None = None
+
+
+Encode = Callable[[LiveEngine, float], bytes]
+"""Makes the body of the warm answer: engine and lease (s) in, JSON out."""
+
+
+class Admission:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        health: HealthLoop,
+        clock: Clock,
+        encode: Encode,
+    ) -> None:
+        self.registry = registry
+        self.lifecycle = lifecycle
+        self.health = health
+        self.clock = clock
+        self._encode = encode
+        self._by_key = registry.by_key
+        self._decoder = msgspec.json.Decoder(Options)
+        self._warm_bodies: dict[bytes, bool] = {b"": True}
+        self._latency = registry.meters.admit("none")
+        self._denials: dict[tuple[str, str], list[Any]] = {}
+
+    def warm(self, key: bytes, user_id: str, body: bytes) -> bytes | None:
+        """Return the answer to an admit of a running engine, None to take the long road.
+
+        None counts nothing and changes nothing. The order of checks is that of the
+        long road: key, body, windows, engine; here the engine is looked at first
+        only because a call that goes on to the long road must not be counted twice.
+        """
+        product = self._by_key.get(hashlib.sha256(key).digest())
+        if product is None:
+            return None
+        live = product.engines.get(user_id)
+        if live is None or not (self._warm_bodies.get(body) or self._is_warm(body)):
+            return None
+        answer = live.answer
+        if answer is None:
+            if not live.admissible:
+                return None
+            answer = live.answer = self._encode(live, live.lease_s)
+        if product.limited and not self._count(product, user_id):
+            return None
+        product.traffic.admits += 1
+        live.extend_lease(self.clock.now())
+        return answer
+
+    def _is_warm(self, body: bytes) -> bool:
+        """Return whether a body asks for nothing special; remembers the usual ones."""
+        try:
+            options = self._decoder.decode(body)
+        except msgspec.MsgspecError:
+            return False
+        warm = options.touch and not options.verify
+        if len(self._warm_bodies) < BODIES_MAX:
+            self._warm_bodies[body] = warm
+        return warm
+
+    def _count(self, product: LiveProduct, user_id: str) -> bool:
+        return self._wait_ns(product, user_id, monotonic_ns(), count=True) == 0
+
+    def _wait_ns(
+        self, product: LiveProduct, user_id: str, now_ns: int, *, count: bool
+    ) -> int | None:
+        """Return 0 and count the call, or the wait until it would be let in (None: never)."""
+        policy = product.product.policy
+        windows: list[SlidingWindow] = []
+        if policy.rate_limit_rpm is not None:
+            wait_ns = product.window.wait_ns(now_ns, policy.rate_limit_rpm)
+            if wait_ns != 0:
+                return wait_ns
+            windows.append(product.window)
+        if policy.user_rate_limit_rpm is not None:
+            window = product.user_windows.get(user_id)
+            if window is None:
+                window = product.user_windows[user_id] = SlidingWindow()
+            wait_ns = window.wait_ns(now_ns, policy.user_rate_limit_rpm)
+            if wait_ns != 0:
+                return wait_ns
+            windows.append(window)
+        if count:
+            for window in windows:
+                window.add(now_ns)
+        return 0
+
+    # The long road
+
+    async def admit(
+        self, owner: LiveProduct, user_id: str, options: Options, *, actor: str
+    ) -> Admitted | Refused:
+        """Answer an admit, provisioning, waking and waiting as the options allow.
+
+        Raises:
+            RateLimitedError: over the product's or the user's limit.
+            GateError: a provision, wake or boot this call began or joined failed.
+        """
+        started = self.clock.now()
+        answer: Admitted | Refused
+        try:
+            self._refuse_over_limit(owner, user_id)
+            answer = await self._decide(owner, user_id, options, actor, started)
+        except RateLimitedError:
+            self._denied(owner, user_id, "rate_limited")
+            raise
+        if isinstance(answer, Refused):
+            self._denied(owner, user_id, answer.reason)
+            outcome = answer.reason
+        else:
+            owner.traffic.admits += 1
+            outcome = answer.action
+        self.registry.meters.admit(outcome).add(self.clock.now() - started)
+        return answer
+
+    def _refuse_over_limit(self, owner: LiveProduct, user_id: str) -> None:
+        wait_ns = self._wait_ns(owner, user_id, monotonic_ns(), count=True)
+        if wait_ns == 0:
+            return
+        if wait_ns is None:
+            raise RateLimitedError("The policy admits no calls at all.", retry_after_s=None)
+        exact_s, _ = retry_after(wait_ns)
+        raise RateLimitedError(
+            f"Over the rate limit; ask again in {exact_s:.3f} s.", retry_after_s=exact_s
+        )
+
+    async def _decide(
+        self, owner: LiveProduct, user_id: str, options: Options, actor: str, started: float
+    ) -> Admitted | Refused:
+        waiting = _Waiting(self.clock, started, options)
+        while True:
+            live = owner.engines.get(user_id)
+            at_work = live.operation if live else owner.boots.get(user_id)
+            if live is not None and live.running and options.touch and not options.verify:
+                live.extend_lease(self.clock.now())  # before any wait: a freeze under way sees it
+            if at_work is not None and (live is None or at_work.holds):
+                refused = await self._join(live, at_work, waiting)
+            elif live is None:
+                refused = await self._without_engine(owner, user_id, waiting, actor)
+            elif live.running:
+                return await self._running(live, waiting)
+            else:
+                refused = await self._asleep_or_down(live, waiting, actor)
+            if refused is not None:
+                return refused
+
+    async def _join(
+        self, live: LiveEngine | None, at_work: Operation, waiting: "_Waiting"
+    ) -> Refused | None:
+        """Wait for work that is under way; None = look again."""
+        match at_work.verb:
+            case "stop":
+                return Refused("engine_stopped")
+            case "restart":
+                return self._restarting(live)
+            case "destroy":
+                if not await waiting.settled(at_work):
+                    return Refused("engine_destroying", SOON_S)
+                return None
+            case _:
+                pass
+        if await waiting.settled(at_work):
+            return await self._joined(at_work, waiting)
+        if at_work.verb == "provision":
+            return Refused("engine_provisioning", SOON_S)
+        return Refused("engine_waking", SOON_S)
+
+    async def _joined(self, at_work: Operation, waiting: "_Waiting") -> Refused | None:
+        """Take the outcome of work that is over; None = look again.
+
+        A boot or wake that failed has failed for everyone who waited for it. A
+        failed rotation or sleep leaves an engine to look at.
+        """
+        try:
+            await at_work.join()
+        except OvertakenError:
+            return Refused("engine_destroying", SOON_S)
+        except GateError:
+            if at_work.verb in ACTION_OF:
+                raise
+            return None
+        waiting.action = ACTION_OF.get(at_work.verb, waiting.action)
+        return None
+
+    async def _without_engine(
+        self, owner: LiveProduct, user_id: str, waiting: "_Waiting", actor: str
+    ) -> Refused | None:
+        if not waiting.options.auto_provision:
+            return Refused("engine_not_found")
+        await self.lifecycle.provisioning.begin(owner, user_id, version=None, actor=actor)
+        return None
+
+    async def _asleep_or_down(
+        self, live: LiveEngine, waiting: "_Waiting", actor: str
+    ) -> Refused | None:
+        match live.engine.status:
+            case Status.SLEEPING if waiting.options.auto_wake:
+                await self.lifecycle.begin_wake(live, actor=actor)
+                return None
+            case Status.SLEEPING:
+                return Refused("engine_sleeping")
+            case Status.STOPPED:
+                return Refused("engine_stopped")
+            case Status.FAILED:
+                return self._restarting(live)
+            case Status.PROVISIONING:
+                return Refused("engine_provisioning", SOON_S)
+            case _:
+                return Refused("engine_destroying", SOON_S)
+
+    def _restarting(self, live: LiveEngine | None) -> Refused:
+        at_ms = live.engine.restart_at_ms if live else None
+        if at_ms is None:
+            return Refused("engine_unhealthy")
+        left_s = (at_ms - self.clock.wall_ms()) / 1000
+        return Refused("engine_restarting", round(max(left_s, 0.0) + SOON_S, 3))
+
+    async def _running(self, live: LiveEngine, waiting: "_Waiting") -> Admitted | Refused:
+        if waiting.options.verify and not await self.health.verify(live, VERIFY_TIMEOUT_S):
+            return self._restarting(live)
+        now = self.clock.now()
+        if waiting.options.touch:
+            live.extend_lease(now)
+        return Admitted(
+            live=live,
+            action=waiting.action,
+            waited_ms=waiting.waited_ms(),
+            lease_s=live.lease_left_s(now),
+        )
+
+    # Denials, for metrics and audit
+
+    def _denied(self, owner: LiveProduct, user_id: str, reason: str) -> None:
+        owner.traffic.deny(reason)
+        product_id = owner.product.product_id
+        held = self._denials.get((product_id, reason))
+        if held is None:
+            self._denials[product_id, reason] = [self.clock.now(), 0, user_id]
+            self._note_denial(owner, reason, user_id, 1)
+        else:
+            held[1] += 1
+            held[2] = user_id
+
+    def flush_denials(self) -> None:
+        """Write what was denied since the last entry: one per product and reason in 10 s."""
+        now = self.clock.now()
+        due = [key for key, held in self._denials.items() if now - held[0] >= DENIALS_EVERY_S]
+        for key in due:
+            _, count, user_id = self._denials.pop(key)
+            owner = self.registry.products.get(key[0])
+            if count and owner is not None:
+                self._denials[key] = [now, 0, user_id]
+                self._note_denial(owner, key[1], user_id, count)
+
+    def _note_denial(self, owner: LiveProduct, reason: str, user_id: str, count: int) -> None:
+        self.registry.note(
+            "admit_denied",
+            product=owner.product,
+            user_id=user_id,
+            outcome=Outcome.DENIED,
+            actor=owner.product.slug,
+            reason=reason,
+            count=count,
+        )
+
+
+class _Waiting:
+    """How long one admit may still wait, and what became of the engine meanwhile."""
+
+    def __init__(self, clock: Clock, started: float, options: Options) -> None:
+        self.options = options
+        self.action = "none"
+        self._clock = clock
+        self._started = started
+        self._waited = False
+
+    async def settled(self, operation: Operation) -> bool:
+        """Wait for the operation as long as the caller wants to; whether it is over."""
+        if operation.done.done():
+            return True
+        if self.options.wait_s is None:
+            await operation.settled()
+            self._waited = True
+            return True
+        left_s = self._started + self.options.wait_s - self._clock.now()
+        if left_s <= 0:
+            return False
+        self._waited = True
+        return await operation.settled_within(left_s)
+
+    def waited_ms(self) -> float:
+        return round((self._clock.now() - self._started) * 1000, 3) if self._waited else 0

@@ -1,0 +1,165 @@
+"""The ASGI application: the hot path in front, the routes behind it.
+
+An admit of a running engine is answered here from ready-made bytes, without a Request
+and without routing. Whatever is not exactly that case goes on to the routes, with the
+part of the body that was read already.
+"""
+
+import re
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from enginegate.api import problems
+from enginegate.api.auth import Doorkeeper
+from enginegate.api.call import Endpoint
+from enginegate.api.routes import TABLE
+from enginegate.api.services import Services
+from enginegate.errors import GateError, MethodNotAllowedError, PathNotFoundError
+from enginegate.keys import digest
+
+PREFIX, SUFFIX = "/engines/", "/admit"
+OK = 200
+NOT_FOUND = 404
+
+
+def build(services: Services) -> ASGIApp:
+    """Return the application that serves the whole API."""
+    return Gate(services, make_routes(services))
+
+
+def make_routes(services: Services) -> Starlette:
+    """Return the ordinary road: every route of the table, errors as JSON."""
+    doorkeeper = Doorkeeper(services.registry, services.secrets)
+    app = Starlette(
+        routes=[
+            ExactRoute(one.path, Endpoint(one, services, doorkeeper), methods=[one.method])
+            for one in TABLE
+        ],
+        exception_handlers={HTTPException: _not_routed, Exception: _broken},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class ExactRoute(Route):
+    """A route whose end is the end: Starlette's pattern lets a line break follow."""
+
+    def __init__(self, path: str, endpoint: ASGIApp, *, methods: list[str]) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """Answer where no route fits: unknown path, or a known one with another method."""
+    assert isinstance(error, HTTPException)
+    told: GateError
+    if error.status_code == NOT_FOUND:
+        told = PathNotFoundError("There is nothing at this path; GET /docs lists what there is.")
+        return problems.answer(told)
+    allowed = ", ".join(sorted(_methods(request)))
+    told = MethodNotAllowedError(f"This path takes {allowed}.")
+    return problems.answer(told, allow=allowed)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return every method that some route takes at this path."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods
+    return found
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    return problems.answer(error)
+
+
+class Gate:
+    """Tries the hot path, then the routes."""
+
+    def __init__(self, services: Services, routes: ASGIApp) -> None:
+        self._warm = services.admission.warm
+        self._by_key = services.registry.by_key
+        self._routes = routes
+        self._body_max = services.config.server.max_body_bytes
+        self._starts: dict[int, Message] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        user_id = _admitted_user(scope)
+        key = _platform_key(scope) if user_id else None
+        if key is None or digest(key) not in self._by_key:
+            await self._routes(scope, receive, send)
+            return
+        assert user_id is not None
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body = message.get("body", b"")
+            answer = self._warm(key, user_id, body) if len(body) <= self._body_max else None
+            if answer is not None:
+                await send(self._starts.get(len(answer)) or self._start(len(answer)))
+                await send({"type": "http.response.body", "body": answer})
+                return
+        await self._routes(scope, _replay(message, receive), send)
+
+    def _start(self, length: int) -> Message:
+        """Return the head of an answer of this length, made once."""
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(length),
+            **problems.SAFE_HEADERS,
+        }
+        start: Message = {
+            "type": "http.response.start",
+            "status": OK,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+        self._starts[length] = start
+        return start
+
+
+def _admitted_user(scope: Scope) -> str | None:
+    """Return the user of `POST /engines/{user_id}/admit`, None for any other request."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"]
+    if not (path.startswith(PREFIX) and path.endswith(SUFFIX)):
+        return None
+    return path[len(PREFIX) : -len(SUFFIX)]  # of no engine, where it holds a slash
+
+
+def _platform_key(scope: Scope) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == b"x-platform-key":
+            key: bytes = value
+            return key
+    return None
+
+
+def _replay(first: Message, receive: Receive) -> Receive:
+    """Return a `receive` that begins with a message that was taken already."""
+    taken: list[Message] = [first]
+
+    async def again() -> Message:
+        return taken.pop() if taken else await receive()
+
+    return again
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Say yes to whoever asks; the server starts and stops everything itself."""
+    while True:
+        message: dict[str, Any] = dict(await receive())
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return

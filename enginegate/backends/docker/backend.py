@@ -1,0 +1,395 @@
+"""The verbs of the backend protocol, in containers.
+
+A container is trusted when its name and both labels agree (`_find`), and is then spoken
+to by its id, so that a look-alike is neither seen nor touched. Every verb looks first
+and acts on what it saw; what raced with it comes back as a refusal and is looked at again.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from enginegate.backends.base import (
+    BackendEvent,
+    Connection,
+    EngineSpec,
+    Observation,
+    Presence,
+    Usage,
+)
+from enginegate.backends.docker import events, peers
+from enginegate.backends.docker.budget import Priority
+from enginegate.backends.docker.container import (
+    DATA_DIR,
+    ENGINE_ID,
+    FINGERPRINT,
+    INSTANCE,
+    KEY_FILE,
+    KEY_HASH,
+    PORT,
+    STOP_GRACE_S,
+    VERSION,
+    Container,
+    ContainerSpec,
+    container_name,
+    fingerprint,
+    is_ours,
+    key_archive,
+    parse,
+    valid_engine_id,
+    volume_name,
+)
+from enginegate.backends.docker.daemon import Ask, Daemon, RefusedError
+from enginegate.backends.docker.supplies import Supplies
+from enginegate.config import Limits
+from enginegate.errors import BackendError, ConfigError, ImageUnavailableError, PortTakenError
+from enginegate.policy import valid_image_reference
+from enginegate.sockets import Established
+
+log = logging.getLogger(__name__)
+
+_PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use")
+# Of a start: its network was removed, or there are two of that name.
+_NETWORK_TROUBLE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST})
+_OWN_PREFIX: Final = "ENGINEGATE_"
+_LOG_LINES_MAX: Final = 10_000
+_LOG_LINE_MAX: Final = 4_096
+
+
+class DockerBackend:
+    """Implements `Backend`.
+
+    `rotate_mode` "recreate" means that another key is another container; with "live" the
+    key file is enough. `env_passthrough` is read once, here. `own_sources` returns the
+    (address, port) pairs that our probes connect from.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        container_port: int = 8000,
+        url_mode: Literal["host", "network"] = "host",
+        advertise_host: str = "127.0.0.1",
+        publish_address: str = "127.0.0.1",
+        network: str = "engine_net",
+        env: Mapping[str, str] | None = None,
+        env_passthrough: Sequence[str] = (),
+        catalog_dir: str = "",
+        limits: Limits | None = None,
+        rotate_mode: Literal["recreate", "live"] = "recreate",
+        docker_host: str | None = None,
+        own_sources: Callable[[], Collection[tuple[str, int]]] = frozenset,
+    ) -> None:
+        secret = [name for name in env_passthrough if name.startswith(_OWN_PREFIX)]
+        if secret:
+            raise ConfigError([f"engine.env_passthrough: {name} is ours alone" for name in secret])
+        passed = {name: os.environ[name] for name in env_passthrough if name in os.environ}
+        self._env = tuple(sorted((passed | dict(env or {})).items()))
+        self._instance = instance
+        self._container_port = container_port
+        self._url_mode = url_mode
+        self._advertise_host = advertise_host
+        self._publish_address = publish_address
+        self._network = network
+        self._catalog_dir = str(Path(catalog_dir).absolute()) if catalog_dir else ""
+        self._limits = limits or Limits()
+        self._rotate_mode = rotate_mode
+        self._daemon = Daemon(
+            docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+        )
+        self._own_sources = own_sources
+        self._supplies = Supplies(self._daemon, isolated=url_mode == "host")
+
+    async def open(self) -> None:
+        self._daemon.open()
+
+    async def close(self) -> None:
+        await self._daemon.close()
+
+    async def ping(self) -> bool:
+        return await self._daemon.ping()
+
+    def url(self, spec: EngineSpec) -> str:
+        if self._url_mode == "network":
+            return f"http://{container_name(spec.engine_id)}:{self._container_port}"
+        host = self._advertise_host
+        return f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
+
+    async def start(self, spec: EngineSpec) -> None:
+        ask = _ask("start", spec.engine_id, Priority.PROVISION)
+        wanted = self._wanted(ask, spec)
+        found = await self._find(ask)
+        if found is not None and not self._fits(found, wanted):
+            ask = replace(ask, priority=Priority.RESTART)
+            await self._supplies.image(ask, wanted)  # before anything is taken down
+            await self._take_down(ask, found)
+            found = None
+        if found is None:
+            found = await self._create(ask, wanted)
+        try:
+            await self._bring_up(ask, found, spec.key_hashes)
+        except RefusedError as refusal:
+            if refusal.status not in _NETWORK_TROUBLE or "network" not in refusal.detail:
+                raise
+            self._supplies.forget()
+            await self._daemon.remove(ask, found.container_id)
+            await self._bring_up(ask, await self._create(ask, wanted), spec.key_hashes)
+
+    async def stop(self, engine_id: str, *, grace_s: float) -> None:
+        ask = _ask("stop", engine_id, Priority.RESTART)
+        found = await self._find(ask)
+        if found is not None and (found.alive or not found.settled):
+            await self._daemon.stop(ask, found.container_id, math.ceil(grace_s))
+
+    async def pause(self, engine_id: str) -> None:
+        ask = _ask("pause", engine_id, Priority.SLEEP)
+        found = await self._find_alive(ask)
+        if found.presence is Presence.PAUSED:
+            return
+        try:
+            await self._daemon.pause(ask, found.container_id)
+        except BackendError as error:
+            if await self._is(ask, Presence.PAUSED, after=error):
+                return
+            await self._rouse(ask, found)
+            raise
+
+    async def unpause(self, engine_id: str) -> None:
+        ask = _ask("unpause", engine_id, Priority.WAKE)
+        await self._thaw(ask, await self._find_alive(ask))
+
+    async def destroy(self, engine_id: str) -> None:
+        ask = _ask("destroy", engine_id, Priority.RESTART)
+        found = await self._find(ask)
+        if found is not None:
+            await self._daemon.remove(ask, found.container_id)
+        await self._daemon.remove_volume(ask, volume_name(engine_id))
+
+    async def inspect(self, engine_id: str) -> Observation:
+        """As the protocol says; an absent engine's `detail` tells whether its volume is there."""
+        ask = _ask("inspect", engine_id, Priority.PROBE)
+        found = await self._find(ask)
+        if found is not None:
+            return found.observation
+        kept = await self._daemon.volume_exists(ask, volume_name(engine_id))
+        detail = "its volume is there" if kept else "its volume is gone too"
+        return Observation(engine_id=engine_id, presence=Presence.ABSENT, detail=detail)
+
+    async def list(self) -> Sequence[Observation]:
+        """Ask which containers are ours, then for each in turn: one place, however many."""
+        ask = Ask("list", None, Priority.PROBE)
+        seen: list[Observation] = []
+        for row in await self._daemon.listing(ask, f"{INSTANCE}={self._instance}"):
+            labels = row.labels or {}
+            engine_id = labels.get(ENGINE_ID, "")
+            if any(self._is_ours(name, labels, engine_id) for name in row.names or ()):
+                found = await self._find(replace(ask, engine_id=engine_id))
+                if found is not None:  # else it was removed since, says the Engine itself
+                    seen.append(found.observation)
+        return seen
+
+    async def remove_orphan(self, engine_id: str) -> None:
+        ask = _ask("remove_orphan", engine_id, Priority.SLEEP)
+        found = await self._find(ask)
+        if found is not None:
+            await self._take_down(ask, found)
+
+    async def logs(self, engine_id: str, *, lines: int) -> Sequence[str]:
+        ask = _ask("logs", engine_id, Priority.PROBE)
+        found = await self._find(ask)
+        if found is None or lines <= 0:
+            return []
+        tail = min(lines, _LOG_LINES_MAX)
+        text = await self._daemon.logs(ask, found.container_id, tail)
+        return [line[:_LOG_LINE_MAX] for line in text.splitlines()][-tail:]
+
+    async def usage(self, engine_id: str) -> Usage:
+        ask = _ask("usage", engine_id, Priority.PROBE)
+        found = await self._find(ask)
+        if found is None or not found.alive:
+            return Usage()
+        return await self._daemon.usage(ask, found.container_id) or Usage()
+
+    async def connections(self, engine_id: str, *, port: int) -> Sequence[Connection]:
+        ask = _ask("connections", engine_id, Priority.PROBE)
+        found = await self._find(ask)
+        if found is None or not found.alive:
+            return []
+        seen = await self._seen_inside(ask, found)
+        host = await asyncio.to_thread(peers.on_host, port)
+        own = self._own_sources()  # asked last: a probe may have connected meanwhile
+        return peers.connections(seen, host, gateways=found.gateways, own=own)
+
+    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None:
+        """Replace the key file: by a rename where the image has `mv` and may, else by unpacking.
+
+        Unpacking leaves a moment in which the file is missing or empty.
+        """
+        ask = _ask("put_key", engine_id, Priority.RESTART)
+        found = await self._find(ask)
+        if found is None:
+            raise BackendError(ask.operation, engine_id, "it does not exist")
+        await self._put_key(ask, found, key_hashes)
+
+    def watch(self) -> AsyncIterator[BackendEvent]:
+        return events.watch(self._daemon, self._instance, self._ended_life)
+
+    def _wanted(self, ask: Ask, spec: EngineSpec) -> ContainerSpec:
+        if not valid_image_reference(spec.engine_version):
+            raise ImageUnavailableError(ask.operation, ask.engine_id, repr(spec.engine_version))
+        try:
+            return ContainerSpec(
+                engine_id=spec.engine_id,
+                instance=self._instance,
+                image=spec.engine_version,
+                port=spec.port,
+                key_hash=spec.key_hashes[0] if spec.key_hashes else "",
+                container_port=self._container_port,
+                publish_address=self._publish_address,
+                network=self._network,
+                env=self._env,
+                catalog_dir=self._catalog_dir,
+                limits=self._limits,
+            )
+        except ValueError as exc:
+            raise BackendError(ask.operation, ask.engine_id, str(exc)) from exc
+
+    def _is_ours(self, name: str, labels: dict[str, str], engine_id: str) -> bool:
+        return is_ours(name, labels, engine_id=engine_id, instance=self._instance)
+
+    def _fits(self, found: Container, wanted: ContainerSpec) -> bool:
+        """Return whether a container may stay.
+
+        One that lives is replaced for its spec alone, never because the operator's settings
+        changed meanwhile; one that must be started anyway gets the settings of today.
+        """
+        has = found.labels
+        same = has.get(VERSION) == wanted.image and has.get(PORT) == str(wanted.port)
+        same_key = self._rotate_mode == "live" or has.get(KEY_HASH) == wanted.key_hash
+        if not (same and same_key and found.settled):
+            return False
+        return found.alive or has.get(FINGERPRINT) == fingerprint(wanted)
+
+    async def _find(self, ask: Ask) -> Container | None:
+        """Return the engine's container; None when there is none, or one that is not ours."""
+        assert ask.engine_id is not None
+        answer = await self._daemon.inspect(ask, container_name(ask.engine_id))
+        return None if answer is None else self._parsed(ask, answer)
+
+    def _parsed(self, ask: Ask, answer: object) -> Container | None:
+        assert ask.engine_id is not None
+        try:
+            return parse(answer, engine_id=ask.engine_id, instance=self._instance)
+        except msgspec.ValidationError as exc:
+            raise BackendError(ask.operation, ask.engine_id, str(exc), unavailable=True) from exc
+
+    async def _find_alive(self, ask: Ask) -> Container:
+        found = await self._find(ask)
+        if found is None or not found.alive:
+            raise BackendError(ask.operation, ask.engine_id, "it is not running")
+        return found
+
+    async def _is(self, ask: Ask, presence: Presence, *, after: BackendError) -> bool:
+        """Return whether a refused call was only late: what it wanted is so already."""
+        if after.unavailable:
+            return False
+        found = await self._find(ask)
+        return found is not None and found.presence is presence
+
+    async def _ended_life(self, engine_id: str) -> str:
+        """Return the life that ended a moment ago; empty if Docker has begun another since."""
+        try:
+            found = await self._find(_ask("watch", engine_id, Priority.RESTART))
+        except BackendError:
+            return ""
+        return "" if found is None or found.alive else found.observation.life
+
+    async def _seen_inside(self, ask: Ask, found: Container) -> Sequence[Established]:
+        """Look from the host; where its /proc is not ours, from inside the container."""
+        box, port = found.container_id, self._container_port
+        try:
+            return await asyncio.to_thread(peers.inside, pid=found.pid, container_id=box, port=port)
+        except OSError as exc:
+            log.debug("%s from here: %s", ask, exc)
+        _, table = await self._daemon.run(ask, box, ["cat", "/proc/net/tcp", "/proc/net/tcp6"])
+        if "local_address" not in table:
+            detail = "its sockets can be read neither from here nor in the container"
+            raise BackendError(ask.operation, ask.engine_id, detail, unavailable=True)
+        return list(peers.parse_table(table, port))
+
+    async def _create(self, ask: Ask, wanted: ContainerSpec) -> Container:
+        """Create the container, or adopt what an earlier start of the same has created."""
+        found = self._parsed(ask, await self._supplies.container(ask, wanted))
+        if found is None or not self._fits(found, wanted):
+            detail = f"the name {container_name(wanted.engine_id)} is held by another container"
+            raise BackendError(ask.operation, ask.engine_id, detail)
+        return found
+
+    async def _bring_up(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
+        if found.alive:
+            if found.labels.get(KEY_HASH) != key_hashes[0]:
+                await self._put_key(ask, found, key_hashes)
+            await self._thaw(replace(ask, priority=Priority.WAKE), found)
+            return
+        await self._put_key(ask, found, key_hashes)
+        try:
+            await self._daemon.start(ask, found.container_id)
+        except RefusedError as refusal:
+            if _PORT_TAKEN.search(refusal.detail) is None:
+                raise
+            await self._daemon.remove(ask, found.container_id)
+            raise PortTakenError(ask.operation, ask.engine_id, refusal.detail) from refusal
+
+    async def _thaw(self, ask: Ask, found: Container) -> None:
+        if found.presence is not Presence.PAUSED:
+            return
+        try:
+            await self._daemon.unpause(ask, found.container_id)
+        except RefusedError as refusal:
+            if not await self._is(ask, Presence.RUNNING, after=refusal):
+                raise
+
+    async def _rouse(self, ask: Ask, found: Container) -> None:
+        """Thaw after a failed pause: half frozen is worse than awake. Its failure is no news."""
+        try:
+            await self._daemon.unpause(ask, found.container_id)
+        except BackendError as error:
+            log.debug("after a failed pause: %s", error)
+
+    async def _take_down(self, ask: Ask, found: Container) -> None:
+        """Stop the engine as it is entitled to, and remove the container; never the volume."""
+        if found.alive or not found.settled:
+            await self._daemon.stop(ask, found.container_id, STOP_GRACE_S)
+        await self._daemon.remove(ask, found.container_id)
+
+    async def _put_key(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
+        box, path = found.container_id, KEY_FILE
+        if found.presence is Presence.RUNNING:
+            await self._daemon.put(ask, box, DATA_DIR, key_archive(f"{path}.new", key_hashes))
+            move = ["mv", "-f", f"{DATA_DIR}/{path}.new", f"{DATA_DIR}/{path}"]
+            try:
+                code, _ = await self._daemon.run(ask, box, move)
+                if code == 0:
+                    return
+            except RefusedError as refusal:  # paused or gone meanwhile: nobody reads
+                log.debug("no rename: %s", refusal)
+        await self._daemon.put(ask, box, DATA_DIR, key_archive(path, key_hashes))
+
+
+def _ask(operation: str, engine_id: str, priority: Priority) -> Ask:
+    """Name a verb and its engine; no id that is not one of ours gets any further."""
+    if not valid_engine_id(engine_id):
+        raise BackendError(operation, None, "this is no engine id")
+    return Ask(operation, engine_id, priority)

@@ -1,0 +1,196 @@
+"""Are the engines well, and what if not: probes, crash notices, automatic restarts.
+
+A failed probe is counted against an engine only while the backend itself answers,
+and never when so many fail at once that the fault must lie elsewhere. A process that
+exits needs no probe: the backend's watch tells at once.
+"""
+
+import asyncio
+import logging
+
+from enginegate import facts as f
+from enginegate.agenda import Agenda
+from enginegate.backends.base import BackendEvent, Presence
+from enginegate.errors import BackendError, GateError
+from enginegate.lifecycle import Lifecycle
+from enginegate.lifecycle.ground import Ground
+from enginegate.model import Outcome, Status
+from enginegate.probe import Health
+from enginegate.registry import LiveEngine
+
+log = logging.getLogger(__name__)
+
+SHARED_OUTAGE_MIN = 5
+SHARED_OUTAGE_SHARE = 0.2
+TICK_S = 0.1
+
+
+class HealthLoop:
+    """Owned by the server, which runs `sweep_forever`, `watch_forever`, `restart_forever`."""
+
+    def __init__(self, ground: Ground, lifecycle: Lifecycle) -> None:
+        self.ground = ground
+        self.lifecycle = lifecycle
+        self.backend_ok = True
+        self.restarts: Agenda[str] = Agenda()
+        self._slots = asyncio.Semaphore(ground.config.health.concurrency)
+        ground.registry.listeners.append(self._plan_restart)
+
+    # Probes
+
+    async def sweep_forever(self) -> None:
+        """Probe every running engine each `health.interval_s`; sweeps do not overlap."""
+        while True:
+            await self.ground.clock.sleep(self.ground.config.health.interval_s)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Probe every running engine once and act on what was found, all together."""
+        self.backend_ok = await self.ground.backend.ping()
+        engines = list(self.ground.registry.engines.values())
+        probed = [live for live in engines if live.running and live.operation is None]
+        failed = [live for live in await asyncio.gather(*map(self._probe, probed)) if live]
+        if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
+            self._suspend(failed)
+            return
+        for live in failed:
+            await self._fail(live, reason="unhealthy")
+
+    async def _probe(self, live: LiveEngine) -> LiveEngine | None:
+        """Probe one engine; return it if its failures have reached the threshold."""
+        incarnation = live.engine.incarnation
+        async with self._slots:
+            health = await self.lifecycle.booter.check(
+                live, timeout_s=self.ground.config.health.timeout_s
+            )
+        if not self._current(live, incarnation):
+            return None  # it began another life meanwhile: the result is about the old one
+        self._take(live, health)
+        worn_out = live.probe_failures >= self.ground.config.health.max_failures
+        return live if worn_out and self.backend_ok else None
+
+    def _current(self, live: LiveEngine, incarnation: int) -> bool:
+        return live.running and live.operation is None and live.engine.incarnation == incarnation
+
+    def _take(self, live: LiveEngine, health: Health) -> None:
+        live.answer = None  # it shows when the engine was last seen well
+        if health.ok:
+            live.healthy_at_ms = self.ground.clock.wall_ms()
+            live.probe_failures = 0
+        elif self.backend_ok:
+            live.probe_failures += 1
+        if live.failing != (not health.ok):
+            live.failing = not health.ok
+            self.ground.registry.note(
+                "health_check",
+                live=live,
+                outcome=Outcome.OK if health.ok else Outcome.FAILED,
+                duration_ms=round(health.took_ms, 3),
+                detail=health.detail,
+            )
+
+    def _suspend(self, failed: list[LiveEngine]) -> None:
+        """Leave everyone alone: so many at once are not each at fault."""
+        log.warning("%d engines failed in one sweep: restarts suspended", len(failed))
+        self.ground.registry.note("restarts_suspended", engines=len(failed))
+
+    async def verify(self, live: LiveEngine, timeout_s: float) -> bool:
+        """Probe once for a caller who wants to be sure; tells the health machinery.
+
+        A failure counts like that of a sweep, and an engine whose process is gone
+        fails at once.
+        """
+        incarnation = live.engine.incarnation
+        health = await self.lifecycle.booter.check(live, timeout_s=timeout_s)
+        if not self._current(live, incarnation):
+            return live.running and health.ok
+        self._take(live, health)
+        if health.ok:
+            return True
+        if live.probe_failures >= self.ground.config.health.max_failures:
+            await self._fail(live, reason="unhealthy")
+        else:
+            await self.fail_if_gone(live)
+        return False
+
+    # Crash notices
+
+    async def watch_forever(self) -> None:
+        """Act on what the backend says of engines, as it says it."""
+        async for event in self.ground.backend.watch():
+            live = self.ground.registry.engines.get(event.engine_id)
+            if live is not None and event.kind == "exited":
+                live.exit_seen = True
+                await self._exited(live, event)
+
+    async def _exited(self, live: LiveEngine, event: BackendEvent) -> None:
+        if live.operation is None and live.running:
+            await self.fail_if_gone(live, exit_code=event.exit_code)
+
+    async def fail_if_gone(self, live: LiveEngine, *, exit_code: int | None = None) -> None:
+        """Fail a running engine whose process the backend no longer has."""
+        incarnation = live.engine.incarnation
+        try:
+            seen = await self.ground.backend.inspect(live.engine.engine_id)
+        except BackendError:
+            return  # unknown changes nothing; the next look decides
+        gone = seen.presence in (Presence.STOPPED, Presence.ABSENT)
+        if gone and self._current(live, incarnation):
+            code = seen.exit_code if exit_code is None else exit_code
+            await self._fail(live, reason="exited", exit_code=code)
+
+    async def _fail(self, live: LiveEngine, *, reason: str, exit_code: int | None = None) -> None:
+        """Record the failure as an operation, so that it cannot overlap a verb."""
+        incarnation = live.engine.incarnation
+
+        async def work(_: object) -> None:
+            if live.running and live.engine.incarnation == incarnation:
+                await self.lifecycle.failures.fail(
+                    live, during="running", reason=reason, exit_code=exit_code
+                )
+
+        if live.operation is not None or self.lifecycle.operations.closed:
+            return
+        try:
+            await self.lifecycle.operations.begin(live, "fail", work, actor="system").join()
+        except GateError as error:
+            log.warning("engine %s failed, not recorded: %s", live.engine.engine_id, error)
+
+    # Automatic restarts
+
+    def _plan_restart(self, live: LiveEngine, fact: f.AnyFact | None) -> None:
+        at_ms, now = live.engine.restart_at_ms, self.ground.clock.now()
+        config = self.ground.config
+        if live.engine.status is not Status.FAILED or at_ms is None:
+            self.restarts.drop(live.engine.engine_id)
+        elif isinstance(fact, f.RestartBegun):
+            # The attempt's own outcome replaces this; it is for one that leaves none.
+            latest_s = config.boot.timeout_s + config.restart.backoff_base_s
+            self.restarts.put(live.engine.engine_id, now + latest_s)
+        else:
+            # A wall clock that jumped must not make the wait longer than any backoff.
+            wait_s = (at_ms - self.ground.clock.wall_ms()) / 1000
+            wait_s = min(max(wait_s, 0.0), config.restart.backoff_max_s)
+            self.restarts.put(live.engine.engine_id, now + wait_s)
+
+    def plan_all(self) -> None:
+        """Take over the plans that the journal remembers."""
+        for live in self.ground.registry.engines.values():
+            self._plan_restart(live, None)
+
+    async def restart_forever(self) -> None:
+        """Start restarts as they fall due."""
+        while True:
+            await self.ground.clock.sleep(TICK_S)
+            self.begin_due_restarts()
+
+    def begin_due_restarts(self) -> None:
+        now = self.ground.clock.now()
+        for engine_id in self.restarts.due(now):
+            live = self.ground.registry.engines.get(engine_id)
+            if live is None or self.lifecycle.operations.closed:
+                continue
+            if live.operation is not None or self.ground.registry.journal_status != "ok":
+                self.restarts.put(engine_id, now + 1.0)
+                continue
+            self.lifecycle.begin_restart(live)

@@ -1,0 +1,27 @@
+"""The journal: the single writer of durable state, and the audit trail.
+
+`Journal` is the files, `Committer` brings it to the event loop; `inspect` holds the
+offline tools. The design, with its reasons, is in the README's architecture section.
+"""
+
+from enginegate.journal.committer import Committer
+from enginegate.journal.failures import JournalFailed, JournalFull
+from enginegate.journal.inspect import VerifyReport, compact, dump, repair, verify
+from enginegate.journal.journal import Journal
+from enginegate.journal.recovery import Position
+from enginegate.journal.storage import OsStorage, Storage
+
+__all__ = [
+    "Committer",
+    "Journal",
+    "JournalFailed",
+    "JournalFull",
+    "OsStorage",
+    "Position",
+    "Storage",
+    "VerifyReport",
+    "compact",
+    "dump",
+    "repair",
+    "verify",
+]

@@ -1,0 +1,146 @@
+"""The files behind the one being written: generations to recover from, and the audit trail.
+
+Three snapshots are kept, with every segment since the oldest of them. Segments older
+than that serve the audit trail alone, until `retain` removes them, oldest first.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+
+from enginegate.errors import JournalError
+from enginegate.facts import AnyFact
+from enginegate.journal import frames
+from enginegate.journal.files import Entry, discard, listing, read_start, read_whole
+from enginegate.journal.frames import Frame, Link
+from enginegate.journal.payloads import (
+    FileHeader,
+    UnreadableError,
+    decode_facts,
+    decode_header,
+)
+from enginegate.journal.storage import Storage
+
+GENERATIONS = 3
+_START_BYTES = 4096
+
+log = logging.getLogger("enginegate.journal")
+
+
+class Archive:
+    """All files of a data directory, for reading and for clearing out."""
+
+    def __init__(self, storage: Storage, directory: Path) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._headers: dict[str, FileHeader] = {}
+
+    def add(self, name: str, header: FileHeader) -> None:
+        """Note a new segment, so that its header need not be read."""
+        self._headers[name] = header
+
+    def trim(self, ends: list[tuple[Path, int]]) -> None:
+        """Give back the unused room of segments that a later one follows.
+
+        Their end is proven by the later one; a last segment shorter than it was made is refused.
+        """
+        for path, end in ends:
+            try:
+                self._storage.truncate(path, end)
+            except OSError as error:
+                log.warning("%s keeps its unused room: %s", path, error.strerror or error)
+
+    def prune(self) -> None:
+        """Remove snapshots beyond the third generation; their segments become archive."""
+        for entry in listing(self._storage, self._directory).snapshots[:-GENERATIONS]:
+            discard(self._storage, self._directory / entry.name)
+
+    def retain(self, *, before_ms: int, max_bytes: int) -> int:
+        """Remove archived segments whose facts are all older than `before_ms`, or over the size.
+
+        Always the oldest first, so that what stays has no gap. Returns how many were removed.
+        """
+        found = listing(self._storage, self._directory)
+        if not found.snapshots:
+            return 0
+        needed_from = found.snapshots[-GENERATIONS:][0].sequence + 1
+        archived = [entry for entry in found.segments if entry.sequence < needed_from]
+        sizes = {entry.name: self._size(entry) for entry in found.segments + found.snapshots}
+        total, removed = sum(sizes.values()), 0
+        for entry, following in zip(archived, found.segments[1:], strict=False):
+            header = self._header(following)
+            if total <= max_bytes and not (header and header.created_at_ms < before_ms):
+                break
+            discard(self._storage, self._directory / entry.name)
+            self._headers.pop(entry.name, None)
+            total -= sizes[entry.name]
+            removed += 1
+        return removed
+
+    def history(self, limit: int) -> Iterator[tuple[int, AnyFact]]:
+        """Yield facts with numbers below `limit`, newest first."""
+        for entry in reversed(listing(self._storage, self._directory).segments):
+            header = self._header(entry)
+            if header is None:
+                return
+            if header.number < limit:
+                yield from self._facts(entry, limit)
+                limit = header.number
+
+    def _facts(self, entry: Entry, limit: int) -> Iterator[tuple[int, AnyFact]]:
+        """Yield one segment's facts backwards; decodes a frame at a time."""
+        try:
+            data = read_whole(self._storage, self._directory / entry.name)
+        except JournalError as error:
+            log.warning("history: %s", error)
+            return
+        for frame in reversed(_fact_frames(data)):
+            try:
+                number, facts = decode_facts(frame.payload)
+            except UnreadableError as error:
+                log.warning("history: %s, frame %d: %s", entry.name, frame.sequence, error)
+                continue
+            numbered = list(islice(zip(count(number), facts, strict=False), max(0, limit - number)))
+            yield from reversed(numbered)
+
+    def _header(self, entry: Entry) -> FileHeader | None:
+        """Return a segment's header, None where the file is gone or unreadable."""
+        header = self._headers.get(entry.name)
+        if header is None:
+            try:
+                data = read_start(self._storage, self._directory / entry.name, _START_BYTES)
+                frame = first_frame(data)
+                header = decode_header(frame.payload) if frame else None
+            except (OSError, UnreadableError) as error:
+                log.warning("history: %s cannot be read: %s", entry.name, error)
+            if header is not None:
+                self._headers[entry.name] = header
+        return header
+
+    def _size(self, entry: Entry) -> int:
+        try:
+            fd = self._storage.open(self._directory / entry.name)
+        except OSError:
+            return 0
+        try:
+            return self._storage.size(fd)
+        finally:
+            self._storage.close(fd)
+
+
+def first_frame(data: bytes) -> Frame | None:
+    """Return the header frame of a segment, whatever its place in the chain."""
+    start = frames.header_at(data, 0, 0)
+    if start is None:
+        return None
+    return next(frames.walk(data, Link(start.sequence - 1, start.previous, 0)), None)
+
+
+def _fact_frames(data: bytes) -> list[Frame]:
+    """Return the whole frames of a segment that hold facts."""
+    first = first_frame(data)
+    if first is None:
+        return []
+    link = Link(first.sequence, first.crc, first.crc)
+    return [f for f in frames.walk(data, link, first.end) if f.kind == frames.FACTS]

@@ -1,0 +1,285 @@
+"""Names and places: the directory, its lock, what lies in it, and how a new file comes to be.
+
+A new file is written under a `.tmp` name, synced, read back past the cache and
+compared, and only then renamed: a file that bears its real name was whole once.
+The read-back is there because a write, and even a sync, can succeed and be lost.
+"""
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+from zlib import crc32
+
+from enginegate.errors import JournalError
+from enginegate.journal.failures import JournalFailed, new_file
+from enginegate.journal.storage import Storage
+
+log = logging.getLogger("enginegate.journal")
+
+QUARANTINE = "quarantine"
+LOCK = "LOCK"
+TEMPORARY = ".tmp"
+EX_TEMPFAIL, EX_CONFIG = 75, 78
+
+_BLOCK_BYTES = 1024 * 1024
+_PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
+_VOLATILE = frozenset({"tmpfs", "ramfs"})
+_REMOTE = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "overlay", "aufs"}
+)
+
+
+class Entry(NamedTuple):
+    """A file of the journal, by its name. Sorts by age: sequences only rise."""
+
+    sequence: int
+    epoch: int
+    name: str
+
+
+class Listing(NamedTuple):
+    """What lies in the directory, oldest first; `temporary` are leftovers of a crash."""
+
+    segments: list[Entry]
+    snapshots: list[Entry]
+    temporary: list[str]
+
+
+def segment_name(epoch: int, sequence: int) -> str:
+    return f"wal-{epoch:08d}-{sequence:016d}.egj"
+
+
+def snapshot_name(epoch: int, sequence: int) -> str:
+    return f"snap-{epoch:08d}-{sequence:016d}.egs"
+
+
+def listing(storage: Storage, directory: Path) -> Listing:
+    """Sort the names in the directory; what is not ours is left alone."""
+    found = Listing([], [], [])
+    for name in storage.names(directory):
+        stem = name.removesuffix(TEMPORARY)
+        match = _PATTERN.fullmatch(stem)
+        if not match or (match[1] == "wal") != (match[4] == "egj"):
+            continue
+        entry = Entry(int(match[3]), int(match[2]), name)
+        if stem != name:
+            found.temporary.append(name)
+        else:
+            (found.segments if match[1] == "wal" else found.snapshots).append(entry)
+    found.segments.sort()
+    found.snapshots.sort()
+    return found
+
+
+def read_whole(storage: Storage, path: Path) -> bytes:
+    """Return a file's bytes. Raises JournalError where it cannot be read."""
+    try:
+        fd = storage.open(path)
+        try:
+            size, parts, offset = storage.size(fd), [], 0
+            while offset < size and (part := storage.pread(fd, size - offset, offset)):
+                parts.append(part)
+                offset += len(part)
+        finally:
+            storage.close(fd)
+    except OSError as error:
+        raise JournalError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_start(storage: Storage, path: Path, size: int) -> bytes:
+    """Return the first `size` bytes of a file, fewer where it is shorter. Raises OSError."""
+    fd = storage.open(path)
+    try:
+        return storage.pread(fd, size, 0)
+    finally:
+        storage.close(fd)
+
+
+def write_new(
+    storage: Storage, path: Path, blocks: Iterable[bytes], *, allocate_bytes: int = 0
+) -> tuple[int, int]:
+    """Write a `.tmp` file for `path`, sync it, read it back; return its open fd and length.
+
+    Raises JournalFull where there is no room (the file is gone again), JournalFailed otherwise.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with new_file(temporary):
+        fd = storage.create(temporary)
+    try:
+        with new_file(temporary):
+            if allocate_bytes:
+                storage.allocate(fd, allocate_bytes)
+            length, check = 0, 0
+            for block in blocks:
+                write_all(storage, fd, block, length)
+                length, check = length + len(block), crc32(block, check)
+            storage.fsync(fd)
+            storage.drop_cache(fd)
+            if _checksum(storage, fd, length) != check:
+                _refuse_disk(temporary)
+    except BaseException:
+        storage.close(fd)
+        discard(storage, temporary)
+        raise
+    return fd, length
+
+
+def publish(storage: Storage, path: Path) -> None:
+    """Give a `.tmp` file its real name, durably. The caller translates errors of the sync."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with new_file(path):
+            storage.rename(temporary, path)
+    except BaseException:
+        discard(storage, temporary)
+        raise
+
+
+def write_all(storage: Storage, fd: int, data: bytes, offset: int) -> None:
+    """Write at an absolute offset, again for the rest where the system takes only a part."""
+    taken = storage.pwrite(fd, data, offset)
+    while taken < len(data):
+        more = storage.pwrite(fd, memoryview(data)[taken:], offset + taken)
+        if more == 0:
+            raise OSError(f"the disk takes no more bytes at {offset + taken}")
+        taken += more
+
+
+def discard(storage: Storage, path: Path) -> None:
+    """Remove a file if that is possible; what stays does no harm."""
+    try:
+        storage.unlink(path)
+    except OSError as error:
+        log.warning("%s stays behind: %s", path, error.strerror or error)
+
+
+def _refuse_disk(path: Path) -> NoReturn:
+    raise JournalFailed(
+        "what was written and synced reads back differently; the disk cannot be trusted",
+        path=str(path),
+    )
+
+
+def _checksum(storage: Storage, fd: int, length: int) -> int:
+    check, offset = 0, 0
+    while offset < length:
+        block = storage.pread(fd, min(_BLOCK_BYTES, length - offset), offset)
+        if not block:
+            return -1
+        check, offset = crc32(block, check), offset + len(block)
+    return check
+
+
+# --- the directory and its lock ---------------------------------------------------------------
+
+
+def prepare_directory(directory: Path) -> list[str]:
+    """Make the directory if it is missing, see that it is ours alone; return warnings.
+
+    Raises JournalError (exit code 78) where it is not ours or not a directory.
+    """
+    try:
+        if not directory.exists():
+            directory.mkdir(mode=0o700, parents=True)
+            directory.chmod(0o700)
+        status = directory.stat()
+        os.listdir(directory)  # noqa: PTH208 - only to see whether it is one
+    except OSError as error:
+        message = f"the data directory cannot be used: {error.strerror}"
+        raise JournalError(message, path=str(directory), exit_code=EX_CONFIG) from error
+    if status.st_uid != os.geteuid():
+        raise JournalError(
+            f"the data directory belongs to user {status.st_uid}, not to us ({os.geteuid()})",
+            path=str(directory),
+            exit_code=EX_CONFIG,
+        )
+    warnings = []
+    if status.st_mode & 0o077:
+        directory.chmod(0o700)
+        mode = status.st_mode & 0o777
+        warnings.append(f"{directory} was open to others (mode {mode:04o}); now it is 0700")
+    return warnings + _tighten_files(directory)
+
+
+def _tighten_files(directory: Path) -> list[str]:
+    """Take from others what they should not have had."""
+    warnings = []
+    for path in sorted(directory.iterdir()):
+        if not _PATTERN.fullmatch(path.name.removesuffix(TEMPORARY)) or path.is_symlink():
+            continue
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            path.chmod(0o600)
+            warnings.append(f"{path} was open to others (mode {mode:04o}); now it is 0600")
+    return warnings
+
+
+def lock_directory(directory: Path) -> int:
+    """Take the directory for this process; return the fd that holds it, for `os.close`.
+
+    Raises JournalError: exit code 75 where another process holds it, 78 where LOCK cannot be made.
+    """
+    path = directory / LOCK
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"the lock cannot be made: {error.strerror}"
+        raise JournalError(message, path=str(path), exit_code=EX_CONFIG) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise JournalError(
+            f"the data directory is in use by another enginegate (pid {holder})",
+            path=str(directory),
+            hint="Stop that one first, or give this one a data_dir of its own.",
+            exit_code=EX_TEMPFAIL,
+        ) from error
+    os.fchmod(fd, 0o600)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def lock_holder(directory: Path) -> str | None:
+    """Return the pid of the process that holds the directory, None where nobody does.
+
+    Makes no file and changes none, so that it can be asked of a read-only copy.
+    """
+    try:
+        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(fd)
+    return None
+
+
+def filesystem_warnings(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> list[str]:
+    """Return what speaks against keeping a journal on this file system."""
+    device = os.stat(directory).st_dev  # noqa: PTH116 - one stat, the path may be anything
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    kind = ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if left.split()[2:3] == [wanted]:
+            kind = right.split()[0]
+    if kind in _VOLATILE:
+        return [f"{directory} is on {kind}: everything in it is gone after a reboot"]
+    if kind in _REMOTE or kind.startswith("fuse"):
+        return [f"{directory} is on {kind}: locks and syncs cannot be relied on there"]
+    return []

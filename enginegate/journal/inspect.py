@@ -1,0 +1,178 @@
+"""Offline tools: look at a data directory, print it, rewrite it, repair its tail.
+
+`verify` changes nothing and works on a copy; the others take the directory's lock.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import to_builtins
+
+from enginegate.errors import JournalError
+from enginegate.facts import AnyFact
+from enginegate.journal.files import Entry, listing, lock_directory, lock_holder, read_whole
+from enginegate.journal.journal import Journal
+from enginegate.journal.recovery import Content, Position, load_snapshot, read_segment, recover
+from enginegate.journal.storage import OsStorage, Storage
+from enginegate.model import SnapshotRecord
+
+Fold = Callable[[list[SnapshotRecord], list[tuple[int, AnyFact]]], list[SnapshotRecord]]
+Verdict = Literal["clean", "torn", "damage"]
+
+MASKED = "***"
+_SECRET = frozenset({"sealed_key", "key_hash", "old_key_hash"})
+_EXIT_CODES: dict[Verdict, int] = {"clean": 0, "torn": 1, "damage": 2}
+_OS = OsStorage()
+
+
+@dataclass
+class VerifyReport:
+    """What `verify` found. `path` and `offset` (bytes) say where, `message` what.
+
+    `in_use_by` is the pid of a running enginegate: then a torn tail may be a frame in flight.
+    """
+
+    verdict: Verdict = "clean"
+    message: str = ""
+    path: str = ""
+    offset: int | None = None
+    segments: int = 0
+    snapshots: int = 0
+    frames: int = 0
+    facts: int = 0
+    in_use_by: str | None = None
+
+    @property
+    def files(self) -> int:
+        return self.segments + self.snapshots
+
+    @property
+    def exit_code(self) -> int:
+        return _EXIT_CODES[self.verdict]
+
+
+def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS) -> VerifyReport:
+    """Read every file, archived ones included, and say whether a start would accept them.
+
+    `key_id` is what a start would demand of the files it reads; None accepts any. Changes
+    nothing, makes no file, takes no lock.
+    """
+    report = VerifyReport(in_use_by=lock_holder(directory))
+    try:
+        found = listing(storage, directory)
+        for entry in found.snapshots:
+            _verify_snapshot(storage, directory, entry, report)
+        for content in _contents(storage, directory):
+            report.segments += 1
+            report.frames += content.frames
+            report.facts += len(content.facts)
+            if content.tear:
+                _note(report, "torn", content.tear.reason, content.tear.path, content.tear.offset)
+        if report.verdict != "damage":
+            recover(storage, directory, key_id=key_id)
+    except JournalError as error:
+        report.verdict, report.message = "damage", str(error)
+        report.path, report.offset = error.path, error.offset
+    except OSError as error:
+        _note(report, "damage", f"cannot be read: {error.strerror}", directory, None)
+    return report
+
+
+def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]:
+    """Yield every fact on disk, oldest first, as `{"number": …, "fact": …}` without secrets.
+
+    Raises JournalError where the directory is in use or damaged; what comes before is yielded.
+    """
+    lock = lock_directory(directory)
+    try:
+        for content in _contents(storage, directory):
+            for number, fact in content.facts:
+                yield {"number": number, "fact": masked(fact)}
+    finally:
+        os.close(lock)
+
+
+def compact(
+    directory: Path,
+    key_id: str,
+    fold: Fold,
+    *,
+    days: float | None = None,
+    max_mb: float | None = None,
+    drop_suspect: bool = False,
+    storage: Storage = _OS,
+) -> list[str]:
+    """Start and stop without a server: replay, write a new generation; return warnings.
+
+    `fold` makes the records of the state out of a snapshot and the facts after it. `days`
+    and `max_mb`, where given, limit the archive as a running server would.
+    """
+    journal = Journal.open(directory, key_id=key_id, storage=storage, drop_suspect=drop_suspect)
+    try:
+        journal.begin(fold(journal.snapshot, journal.tail))
+        if days is not None or max_mb is not None:
+            journal.retain(
+                days=_FOR_EVER_DAYS if days is None else days,
+                max_mb=_ENDLESS_MB if max_mb is None else max_mb,
+            )
+    finally:
+        journal.close()
+    return journal.warnings
+
+
+def repair(
+    directory: Path,
+    key_id: str,
+    fold: Fold,
+    *,
+    drop_suspect_tail: bool = False,
+    storage: Storage = _OS,
+) -> list[str]:
+    """Drop a torn tail, and on request a suspect one, into the quarantine; return warnings.
+
+    Damage before the tail is not repaired: JournalError says where it is.
+    """
+    return compact(directory, key_id, fold, drop_suspect=drop_suspect_tail, storage=storage)
+
+
+def masked(fact: AnyFact) -> dict[str, Any]:
+    """Return a fact as plain data for JSON, keys and their digests made unreadable."""
+    plain: dict[str, Any] = to_builtins(fact)
+    return {name: MASKED if name in _SECRET else value for name, value in plain.items()}
+
+
+_FOR_EVER_DAYS = 36_500.0
+_ENDLESS_MB = 1e12
+
+
+def _contents(storage: Storage, directory: Path) -> Iterator[Content]:
+    """Read all segments in order; each must continue the one before it."""
+    before: Position | None = None
+    instance = ""
+    for entry, following in pairwise([*listing(storage, directory).segments, None]):
+        assert entry is not None
+        content = read_segment(
+            storage, directory, entry, following, before, instance=instance, key_id=None
+        )
+        before, instance = content.position, content.header.instance
+        yield content
+
+
+def _verify_snapshot(storage: Storage, directory: Path, entry: Entry, report: VerifyReport) -> None:
+    path = directory / entry.name
+    report.snapshots += 1
+    loaded = load_snapshot(read_whole(storage, path), path, entry, key_id=None)
+    if isinstance(loaded, int):
+        _note(report, "damage", "the snapshot is damaged", path, loaded)
+
+
+def _note(
+    report: VerifyReport, verdict: Verdict, message: str, path: Path, offset: int | None
+) -> None:
+    if report.verdict == "clean" or verdict == "damage":
+        report.verdict, report.message = verdict, message
+        report.path, report.offset = str(path), offset

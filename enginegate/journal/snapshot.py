@@ -1,0 +1,91 @@
+"""Snapshots: the whole state after some frame, as a file of its own.
+
+Written in slices of 1,000 records, so that encoding in a thread never holds the
+interpreter for long. A snapshot is valid whole or not at all.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from enginegate.journal import frames
+from enginegate.journal.failures import live_file
+from enginegate.journal.files import publish, write_new
+from enginegate.journal.frames import Link
+from enginegate.journal.payloads import (
+    SNAPSHOT,
+    FileHeader,
+    UnreadableError,
+    decode_end,
+    decode_header,
+    decode_records,
+    encode_end,
+    encode_header,
+    encode_records,
+)
+from enginegate.journal.storage import Storage
+from enginegate.model import SnapshotRecord
+
+SLICE_RECORDS = 1000
+_START = Link(0, 0, 0)
+
+
+def create_snapshot(
+    storage: Storage, path: Path, header: FileHeader, records: Sequence[SnapshotRecord]
+) -> int:
+    """Write a snapshot under its temporary name, synced and read back; return its bytes.
+
+    Raises JournalFull or JournalFailed; then no file is left.
+    """
+    fd, size = write_new(storage, path, _blocks(header, records))
+    storage.close(fd)
+    return size
+
+
+def publish_snapshot(storage: Storage, path: Path) -> None:
+    """Give the snapshot its real name, durably. Raises JournalFull or JournalFailed."""
+    publish(storage, path)
+    with live_file(path):
+        storage.sync_directory(path.parent)
+
+
+def _blocks(header: FileHeader, records: Sequence[SnapshotRecord]) -> Iterator[bytes]:
+    block, link = frames.encode(frames.FILE, encode_header(header), _START)
+    yield block
+    remaining = iter(records)
+    while part := list(islice(remaining, SLICE_RECORDS)):
+        block, link = frames.encode(frames.RECORDS, encode_records(part), link)
+        yield block
+    block, link = frames.encode(frames.END, encode_end(len(records)), link)
+    yield block
+
+
+def read_snapshot_header(data: bytes) -> FileHeader | None:
+    """Return the header of a snapshot, None where its first frame is damaged.
+
+    Raises UnreadableError where a newer version wrote it.
+    """
+    first = next(frames.walk(data, _START), None)
+    if first is None or first.kind != frames.FILE:
+        return None
+    header = decode_header(first.payload)
+    return header if header.kind == SNAPSHOT else None
+
+
+def read_records(data: bytes) -> tuple[list[SnapshotRecord] | None, int]:
+    """Return the records, None where the file is damaged, and where its last whole frame ends.
+
+    Raises UnreadableError where a whole frame holds what this version cannot read.
+    """
+    records: list[SnapshotRecord] = []
+    end = 0
+    for frame in frames.walk(data, _START):
+        end = frame.end
+        if frame.kind == frames.RECORDS:
+            records += decode_records(frame.payload)
+        elif frame.kind == frames.END:
+            whole = decode_end(frame.payload) == len(records) and end == len(data)
+            return (records if whole else None), end
+        elif frame.kind != frames.FILE:
+            raise UnreadableError(f"a frame of kind {frame.kind} in a snapshot")
+    return None, end

@@ -1,0 +1,126 @@
+"""Secrets: made, digested, compared and sealed. The only user of randomness for keys.
+
+Engine keys lie in the journal sealed by a master key; the engine's id is sealed with
+them, so a key cannot be moved to another engine by editing a file. Nothing here
+shows a secret: not in a repr, not in an error.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.fernet import Fernet, InvalidToken
+
+_KEY_BYTES: Final = 32  # 43 characters of URL-safe base64
+_MASTER_KEY: Final = re.compile(r"[A-Za-z0-9_-]{43}=")
+_ID_MESSAGE: Final = b"enginegate master key id"
+_SEPARATOR: Final = "\n"  # in neither an engine id nor a key
+
+
+class KeyUnsealError(Exception):
+    """A sealed key that no master key opens, or that was sealed for another engine."""
+
+    def __init__(self, engine_id: str, why: str) -> None:
+        super().__init__(f"the sealed key of engine {engine_id} {why}")
+        self.engine_id = engine_id
+
+
+def new_engine_key() -> str:
+    return f"sk-eg-{secrets.token_urlsafe(_KEY_BYTES)}"
+
+
+def new_platform_key() -> str:
+    return f"pk-eg-{secrets.token_urlsafe(_KEY_BYTES)}"
+
+
+def new_admin_key() -> str:
+    return f"ak-eg-{secrets.token_urlsafe(_KEY_BYTES)}"
+
+
+def new_master_key() -> str:
+    return Fernet.generate_key().decode()
+
+
+def valid_master_key(key: str) -> bool:
+    """Return whether this is a Fernet key: 32 bytes in padded URL-safe base64."""
+    return _MASTER_KEY.fullmatch(key) is not None
+
+
+def digest(key: str | bytes) -> bytes:
+    """Return the SHA-256 of a key. Keys are random and long: no salt, no stretching."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
+
+
+def digest_hex(key: str | bytes) -> str:
+    return digest(key).hex()
+
+
+def same(a: str | bytes, b: str | bytes) -> bool:
+    """Compare two secrets in a time that tells neither content nor length."""
+    return hmac.compare_digest(digest(a), digest(b))
+
+
+class Keyring:
+    """The master keys: the first one seals, every one opens.
+
+    The others are the keys of before: `enginegate rekey` seals anew what they sealed.
+
+    Raises:
+        ValueError: no key, or one that is no Fernet key; it says which, not what.
+    """
+
+    __slots__ = ("_fernets", "key_ids")
+
+    def __init__(self, master_keys: Sequence[str]) -> None:
+        if not master_keys:
+            raise ValueError("no master key")
+        for position, key in enumerate(master_keys, start=1):
+            if not valid_master_key(key):
+                raise ValueError(f"master key {position} is not a Fernet key")
+        self._fernets = [Fernet(key) for key in master_keys]
+        self.key_ids = tuple(_key_id(key) for key in master_keys)
+
+    def __repr__(self) -> str:
+        return "Keyring(***)"
+
+    @property
+    def key_id(self) -> str:
+        """The name of the key that seals; it tells keys apart and nothing about them."""
+        return self.key_ids[0]
+
+    def seal(self, engine_id: str, key: str) -> str:
+        """Return the key encrypted together with the engine it belongs to."""
+        plain = f"{engine_id}{_SEPARATOR}{key}"
+        return self._fernets[0].encrypt(plain.encode()).decode()
+
+    def open(self, engine_id: str, sealed: str) -> str:
+        """Return the key that was sealed for this engine.
+
+        Raises:
+            KeyUnsealError: no master key opens it, or it belongs to another engine.
+        """
+        for fernet in self._fernets:
+            try:
+                plain = fernet.decrypt(sealed).decode()
+            except (InvalidToken, ValueError):  # a ValueError where it is not even ASCII
+                continue
+            owner, _, key = plain.partition(_SEPARATOR)
+            if owner != engine_id:
+                raise KeyUnsealError(engine_id, "was sealed for another engine")
+            return key
+        raise KeyUnsealError(engine_id, "opens with none of the master keys")
+
+    def needs_reseal(self, sealed: str) -> bool:
+        """Return whether it takes another key than the first to open this."""
+        try:
+            self._fernets[0].decrypt(sealed)
+        except (InvalidToken, ValueError):
+            return True
+        return False
+
+
+def _key_id(master_key: str) -> str:
+    return hmac.new(master_key.encode(), _ID_MESSAGE, hashlib.sha256).hexdigest()[:16]

@@ -1,0 +1,163 @@
+"""Bringing an engine up: a port that is free, a start, and patience until it is healthy."""
+
+import asyncio
+import logging
+import re
+
+from enginegate import facts as f
+from enginegate.backends.base import EngineSpec, Presence
+from enginegate.config import Config
+from enginegate.errors import (
+    BackendError,
+    BackendFailedError,
+    BackendUnavailableError,
+    GateError,
+    ImageUnavailableError,
+    PortExhaustionError,
+    PortTakenError,
+)
+from enginegate.lifecycle.ground import Ground
+from enginegate.model import Engine
+from enginegate.probe import Health
+from enginegate.registry import LiveEngine
+
+log = logging.getLogger(__name__)
+
+LOG_LINES = 50  # of a failed boot, kept in its audit entry
+LOG_WAIT_S = 5.0
+PORTS_TRIED_MAX = 20
+POLL_FIRST_S = 0.005
+POLL_MAX_S = 0.25
+POLL_GROWTH = 1.5
+LOOK_EVERY_S = 1.0  # how often a boot asks the backend whether the engine still lives
+PROBE_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, not a bind
+
+_KEY = re.compile(r"\b(sk-eg|pk-eg|ak-eg)-[A-Za-z0-9_-]{43}")
+
+
+class Booter:
+    """Starts engines and waits for them; knows nothing of states."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+
+    def spec(self, engine: Engine, *, key_hash: str | None = None) -> EngineSpec:
+        """Return what to start the engine from; `key_hash` stands in for the one in force."""
+        hashes = [key_hash or engine.key_hash]
+        if engine.old_key_hash and engine.old_key_until_ms > self.ground.clock.wall_ms():
+            hashes.append(engine.old_key_hash)
+        return EngineSpec(
+            engine_id=engine.engine_id,
+            engine_version=engine.engine_version,
+            port=engine.port,
+            key_hashes=tuple(hashes),
+        )
+
+    async def start(self, live: LiveEngine, *, key_hash: str | None = None) -> None:
+        """Start the engine; if another program holds its port, move it to a free one.
+
+        Raises:
+            PortExhaustionError: every port of the range is leased or held.
+            BackendFailedError, BackendUnavailableError: the backend could not.
+        """
+        held: set[int] = set()
+        while True:
+            live.exit_seen = False
+            try:
+                await self.ground.backend.start(self.spec(live.engine, key_hash=key_hash))
+            except PortTakenError:
+                held.add(live.engine.port)
+                await self._move_port(live, held)
+            except BackendError as error:
+                raise told(error) from error
+            else:
+                return
+
+    async def _move_port(self, live: LiveEngine, held: set[int]) -> None:
+        port = self.ground.registry.free_port(held)
+        if port is None or len(held) > PORTS_TRIED_MAX:
+            raise exhausted(self.ground.config)
+        log.warning("port %d is held by another program, trying %d", live.engine.port, port)
+        await self.ground.registry.commit(
+            f.PortMoved(**self.ground.ids(live), at_ms=self.ground.clock.wall_ms(), port=port)
+        )
+
+    async def check(self, live: LiveEngine, *, timeout_s: float) -> Health:
+        """Probe the engine once."""
+        return await self.ground.probe.check(self.probe_url(live), timeout_s=timeout_s)
+
+    def probe_url(self, live: LiveEngine) -> str:
+        """Return the health address: the published port, or the container on its network."""
+        engine = self.ground.config.engine
+        if engine.url_mode == "network":
+            return live.url + engine.health_path
+        host = PROBE_HOST.get(engine.publish_address, engine.publish_address)
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{live.engine.port}{engine.health_path}"
+
+    async def until_healthy(
+        self, live: LiveEngine, *, timeout_s: float, late: type[GateError]
+    ) -> None:
+        """Wait for the first good probe.
+
+        Raises:
+            BackendFailedError: the engine exited instead.
+            GateError: `late`, when the time is over.
+        """
+        clock = self.ground.clock
+        deadline = clock.now() + timeout_s
+        look_at = clock.now() + LOOK_EVERY_S
+        pause_s = POLL_FIRST_S
+        while (left_s := deadline - clock.now()) > 0:
+            probe_s = min(self.ground.config.health.timeout_s, left_s)
+            if (await self.check(live, timeout_s=probe_s)).ok:
+                return
+            if live.exit_seen or clock.now() >= look_at:
+                live.exit_seen = False
+                look_at = clock.now() + LOOK_EVERY_S
+                await self._refuse_if_gone(live)
+            await clock.sleep(max(min(pause_s, deadline - clock.now()), 0))
+            pause_s = min(pause_s * POLL_GROWTH, POLL_MAX_S)
+        raise late(f"The engine was not healthy within {timeout_s:g} s.")
+
+    async def _refuse_if_gone(self, live: LiveEngine) -> None:
+        try:
+            seen = await self.ground.backend.inspect(live.engine.engine_id)
+        except BackendError:
+            return  # nothing is known, so nothing is concluded
+        if seen.presence in (Presence.STOPPED, Presence.ABSENT):
+            code = "" if seen.exit_code is None else f" with code {seen.exit_code}"
+            raise BackendFailedError(f"The engine exited{code} instead of becoming healthy.")
+
+    async def log_tail(self, live: LiveEngine) -> list[str]:
+        """Return the engine's last log lines for the audit trail, keys blotted out."""
+        try:
+            async with asyncio.timeout(LOG_WAIT_S):
+                lines = await self.ground.backend.logs(live.engine.engine_id, lines=LOG_LINES)
+        except (BackendError, TimeoutError) as error:
+            log.warning("no log of engine %s: %s", live.engine.engine_id, error)
+            return []
+        return [_KEY.sub(r"\1-***", line) for line in lines]
+
+
+def told(error: BackendError) -> GateError:
+    """Return what a caller is told of a backend error; its detail stays in the log."""
+    log.warning("backend: %s", error)
+    if error.unavailable:
+        return BackendUnavailableError(
+            "The backend that runs engines cannot be reached; ask again in a moment."
+        )
+    if isinstance(error, ImageUnavailableError):
+        return BackendFailedError(
+            f"The image {error.detail} cannot be had; make it available or choose another."
+        )
+    return BackendFailedError(f"The backend could not {error.operation} the engine.")
+
+
+def exhausted(config: Config) -> PortExhaustionError:
+    low, high = config.ports.min, config.ports.max
+    return PortExhaustionError(
+        f"All ports from {low} to {high} are in use; destroy engines or widen [ports].",
+        min=low,
+        max=high,
+    )

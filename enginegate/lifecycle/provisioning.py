@@ -1,0 +1,119 @@
+"""A user's engine comes to be: checks, reservation, row, boot."""
+
+import asyncio
+from uuid import uuid4
+
+from enginegate import facts as f
+from enginegate.errors import EngineAlreadyExistsError, PolicyDeniedError, QuotaExceededError
+from enginegate.keys import digest_hex, new_engine_key
+from enginegate.lifecycle.boot import exhausted
+from enginegate.lifecycle.ground import Ground
+from enginegate.lifecycle.operations import Operations
+from enginegate.lifecycle.starting import Starter
+from enginegate.policy import image_allowed, quota_left
+from enginegate.registry import LiveEngine, LiveProduct, Operation
+
+
+class Provisioning:
+    def __init__(self, ground: Ground, operations: Operations, starter: Starter) -> None:
+        self.ground = ground
+        self.operations = operations
+        self.starter = starter
+
+    async def refuse_if_exists(self, owner: LiveProduct, user_id: str) -> None:
+        while user_id in owner.taken:
+            live = owner.engines.get(user_id)
+            if live is not None:
+                raise EngineAlreadyExistsError(
+                    f"The user has an engine already, {live.engine.status}.",
+                    engine_id=live.engine.engine_id,
+                    status=live.engine.status.value,
+                )
+            await self.ground.registry.flushed()  # somebody's provision is on its way to the disk
+
+    async def begin(
+        self, owner: LiveProduct, user_id: str, *, version: str | None, actor: str
+    ) -> Operation | None:
+        """Check, reserve, and start the boot; None if the user has an engine by now.
+
+        The last check and the reservation share one turn of the loop: that is the lock.
+        """
+        self.operations.refuse_if_closed()
+        self.ground.refuse_if_unwritable()
+        if owner.product.deleting:
+            raise PolicyDeniedError("The product is being deleted.")
+        version = self.checked_version(version)
+        while not quota_left(owner.product.policy, len(owner.taken)):
+            if len(owner.taken) == len(owner.engines):
+                raise QuotaExceededError(
+                    "The product has as many engines as its policy allows.",
+                    limit=owner.product.policy.max_engines,
+                )
+            await self.ground.registry.flushed()  # refuse only for engines that really came to be
+        if user_id in owner.taken:
+            return None
+        fact = self._provisioned(owner, user_id, version, actor)
+        operation = self.operations.operation("provision", actor=actor, params=None, holds=True)
+        recorded = self.ground.registry.record(fact)
+        owner.boots[user_id] = operation
+
+        async def work(_: Operation) -> LiveEngine:
+            await asyncio.shield(recorded)
+            live = self.ground.registry.engines[fact.engine_id]
+            await self.starter.boot(live, via="provision", actor=actor)
+            return live
+
+        self.operations.launch(operation, work, lambda: self._leave_boot(owner, user_id))
+        return operation
+
+    def _leave_boot(self, owner: LiveProduct, user_id: str) -> None:
+        del owner.boots[user_id]
+        live = owner.engines.get(user_id)
+        if live is not None:
+            live.operation = None
+            live.answer = None
+
+    def _provisioned(
+        self, owner: LiveProduct, user_id: str, version: str, actor: str
+    ) -> f.Provisioned:
+        port = self.ground.registry.free_port()
+        if port is None:
+            raise exhausted(self.ground.config)
+        engine_id, key = str(uuid4()), new_engine_key()
+        return f.Provisioned(
+            at_ms=self.ground.clock.wall_ms(),
+            actor=actor,
+            engine_id=engine_id,
+            product_id=owner.product.product_id,
+            user_id=user_id,
+            port=port,
+            engine_version=version,
+            sealed_key=self.ground.keyring.seal(engine_id, key),
+            key_hash=digest_hex(key),
+        )
+
+    def checked_version(self, version: str | None) -> str:
+        default = self.default_version
+        if version is None or version == default:
+            return default
+        allowed = self.ground.config.engine.allowed_images
+        if not image_allowed(version, image=self.ground.config.engine.image, allowed=allowed):
+            raise PolicyDeniedError(
+                "This engine_version is not allowed; the operator lists versions in "
+                "[engine] allowed_images.",
+                engine_version=version,
+            )
+        return version
+
+    @property
+    def default_version(self) -> str:
+        return self.ground.config.engine.image or "process"
+
+    def resume(self, live: LiveEngine) -> Operation:
+        """Go on with a boot that a crash of enginegate cut in half."""
+        return self.operations.begin(
+            live,
+            "provision",
+            lambda _: self.starter.boot(live, via="provision", actor="system"),
+            actor="system",
+        )

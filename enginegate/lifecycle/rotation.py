@@ -1,0 +1,96 @@
+"""A new key for a running engine, by replacing it or under its feet."""
+
+from enginegate import facts as f
+from enginegate.errors import BackendError, BootTimeoutError, GateError, StorageUnavailableError
+from enginegate.keys import digest_hex
+from enginegate.lifecycle.boot import Booter, told
+from enginegate.lifecycle.failure import Failures
+from enginegate.lifecycle.ground import Ground
+from enginegate.registry import LiveEngine
+
+
+class Rotation:
+    def __init__(self, ground: Ground, booter: Booter, failures: Failures) -> None:
+        self.ground = ground
+        self.booter = booter
+        self.failures = failures
+
+    async def rotate(self, live: LiveEngine, key: str, *, actor: str) -> None:
+        started = self.ground.clock.now()
+        ids = self.ground.ids(live)
+        engine_id = ids["engine_id"]
+        await self.ground.registry.commit(
+            f.KeyRotationBegun(
+                **ids,
+                at_ms=self.ground.clock.wall_ms(),
+                actor=actor,
+                sealed_key=self.ground.keyring.seal(engine_id, key),
+                key_hash=digest_hex(key),
+            )
+        )
+        overlap_until_ms = 0
+        try:
+            if self.ground.config.engine.rotate_mode == "live":
+                overlap_until_ms = await self._swap_live(live, digest_hex(key))
+            else:
+                await self._swap_by_restart(live, digest_hex(key))
+        except GateError as error:
+            await self._rotation_failed(live, error, started, actor=actor)
+            raise
+        await self.ground.registry.commit(
+            f.KeyRotated(
+                **ids,
+                at_ms=self.ground.clock.wall_ms(),
+                actor=actor,
+                duration_ms=self.ground.took_ms(started),
+                old_key_until_ms=overlap_until_ms,
+                metadata={"mode": self.ground.config.engine.rotate_mode},
+            )
+        )
+
+    async def _swap_live(self, live: LiveEngine, key_hash: str) -> int:
+        """Let both keys work; return until when (ms since the epoch) the old one does."""
+        engine = live.engine
+        try:
+            await self.ground.backend.put_key(engine.engine_id, [key_hash, engine.key_hash])
+        except BackendError as error:
+            raise told(error) from error
+        overlap_s = self.ground.config.engine.key_overlap_s
+        return self.ground.clock.wall_ms() + max(round(overlap_s * 1000), 1)
+
+    async def _swap_by_restart(self, live: LiveEngine, key_hash: str) -> None:
+        await self.booter.start(live, key_hash=key_hash)
+        await self.booter.until_healthy(
+            live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
+        )
+
+    async def _rotation_failed(
+        self, live: LiveEngine, error: GateError, started: float, *, actor: str
+    ) -> None:
+        """Bring the engine back with its old key; if even that fails, it has failed."""
+        await self.ground.registry.commit(
+            f.KeyRotationFailed(
+                **self.ground.ids(live),
+                at_ms=self.ground.clock.wall_ms(),
+                actor=actor,
+                duration_ms=self.ground.took_ms(started),
+                reason=error.message,
+            )
+        )
+        try:
+            if self.ground.config.engine.rotate_mode == "live":
+                await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+            else:
+                await self._swap_by_restart(live, live.engine.key_hash)
+        except BackendError as again:
+            told(again)  # to the log; the caller hears of the first error
+        except GateError as again:
+            if not isinstance(again, StorageUnavailableError):
+                await self.failures.fail(live, during="running", error=again, cause="rotate_key")
+
+    async def drop_old_key(self, live: LiveEngine) -> None:
+        """End the overlap of a live rotation: only the key in force stays in the file."""
+        try:
+            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+        except BackendError as error:
+            raise told(error) from error

@@ -1,0 +1,134 @@
+"""Into service: boot, wake, and the automatic restart."""
+
+from enginegate import facts as f
+from enginegate.backends.base import Presence
+from enginegate.errors import (
+    BackendError,
+    BootTimeoutError,
+    GateError,
+    StorageUnavailableError,
+    WakeTimeoutError,
+)
+from enginegate.lifecycle.boot import Booter, told
+from enginegate.lifecycle.failure import RESTART_GRACE_S, Failures
+from enginegate.lifecycle.ground import Ground
+from enginegate.registry import LiveEngine
+
+
+class Starter:
+    """The work of the starting verbs; `Lifecycle` decides when they may run."""
+
+    def __init__(self, ground: Ground, booter: Booter, failures: Failures) -> None:
+        self.ground = ground
+        self.booter = booter
+        self.failures = failures
+
+    async def boot(self, live: LiveEngine, *, via: str, actor: str) -> None:
+        started = self.ground.clock.now()
+        try:
+            await self.booter.start(live)
+            await self.booter.until_healthy(
+                live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
+            )
+        except GateError as error:
+            if not isinstance(error, StorageUnavailableError):
+                await self.failures.fail(
+                    live, during=via, error=error, started=started, actor=actor
+                )
+            raise
+        await self.ground.registry.commit(
+            f.Booted(
+                **self.ground.ids(live),
+                at_ms=self.ground.clock.wall_ms(),
+                actor=actor,
+                duration_ms=self.ground.took_ms(started),
+                via=via,
+                metadata={"engine_version": live.engine.engine_version, "url": live.url},
+            )
+        )
+
+    async def wake(self, live: LiveEngine, *, actor: str, via: str) -> None:
+        started = self.ground.clock.now()
+        try:
+            tier = await self._thaw(live)
+        except GateError as error:
+            if not isinstance(error, StorageUnavailableError):
+                await self.failures.fail(
+                    live, during=via, error=error, started=started, actor=actor
+                )
+            raise
+        ids = self.ground.ids(live)
+        at_ms, took_ms = self.ground.clock.wall_ms(), self.ground.took_ms(started)
+        fact: f.Booted | f.Woken
+        if via == "start":
+            fact = f.Booted(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, via="start")
+        else:
+            fact = f.Woken(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, tier=tier)
+        await self.ground.registry.commit(fact)
+
+    async def _thaw(self, live: LiveEngine) -> str:
+        """Bring it up from wherever it sleeps; return the tier it slept in."""
+        engine_id = live.engine.engine_id
+        try:
+            seen = await self.ground.backend.inspect(engine_id)
+            if seen.presence is Presence.PAUSED:
+                await self.ground.backend.unpause(engine_id)
+        except BackendError as error:
+            raise told(error) from error
+        if seen.presence in (Presence.PAUSED, Presence.RUNNING):
+            await self.booter.until_healthy(
+                live, timeout_s=self.ground.config.engine.wake_timeout_s, late=WakeTimeoutError
+            )
+            return "frozen"
+        await self.booter.start(live)
+        await self.booter.until_healthy(
+            live, timeout_s=self.ground.config.boot.timeout_s, late=WakeTimeoutError
+        )
+        return "stopped"
+
+    async def restart(self, live: LiveEngine) -> None:
+        attempt = live.engine.restart_attempts + 1
+        started = self.ground.clock.now()
+        ids = self.ground.ids(live)
+        await self.ground.registry.commit(
+            f.RestartBegun(**ids, at_ms=self.ground.clock.wall_ms(), attempt=attempt)
+        )
+        try:
+            await self.failures.halt(live, grace_s=RESTART_GRACE_S)
+            await self.booter.start(live)
+            await self.booter.until_healthy(
+                live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
+            )
+        except StorageUnavailableError:
+            raise
+        except GateError as error:
+            await self._restart_failed(live, attempt, error, started)
+            raise
+        await self.ground.registry.commit(
+            f.Booted(
+                **ids,
+                at_ms=self.ground.clock.wall_ms(),
+                duration_ms=self.ground.took_ms(started),
+                via="auto_restart",
+                metadata={"attempt": attempt},
+            )
+        )
+
+    async def _restart_failed(
+        self, live: LiveEngine, attempt: int, error: GateError, started: float
+    ) -> None:
+        blameless = error.code == "BACKEND_UNAVAILABLE"
+        plan = self.failures.plan(1 if blameless else attempt + 1)
+        await self.ground.registry.commit(
+            f.RestartFailed(
+                **self.ground.ids(live),
+                at_ms=self.ground.clock.wall_ms(),
+                duration_ms=self.ground.took_ms(started),
+                attempt=attempt - 1 if blameless else attempt,
+                reason=error.message,
+                restart_at_ms=plan,
+                metadata={"log": await self.booter.log_tail(live)},
+            )
+        )
+        if plan is None:
+            await self.failures.give_up(live)

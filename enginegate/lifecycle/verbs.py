@@ -1,0 +1,340 @@
+"""What can be done to an engine. Each verb records its intent or its outcome as facts.
+
+Every method that changes an engine runs as an operation: callers join it, and a
+caller that leaves cancels nothing.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from enginegate import facts as f
+from enginegate.errors import (
+    BackendError,
+    EngineAlreadyRunningError,
+    EngineBusyError,
+    EngineNotRunningError,
+    GateError,
+    StorageUnavailableError,
+)
+from enginegate.keys import new_engine_key
+from enginegate.lifecycle.boot import Booter, told
+from enginegate.lifecycle.failure import Failures
+from enginegate.lifecycle.ground import Ground
+from enginegate.lifecycle.operations import Operations
+from enginegate.lifecycle.provisioning import Provisioning
+from enginegate.lifecycle.quiet import Quietness
+from enginegate.lifecycle.rotation import Rotation
+from enginegate.lifecycle.starting import Starter
+from enginegate.model import Outcome, Status
+from enginegate.registry import LiveEngine, LiveProduct, Operation, Registry
+
+STOP_GRACE_S = 30.0
+SLACK_S = 5.0  # beyond a verb's own deadline, before its caller is answered anyway
+PAUSE_S = 10.0
+DESTROY_S = 60.0
+
+
+class Lifecycle:
+    """The verbs. Holds no state of its own beyond the operations at work."""
+
+    def __init__(self, ground: Ground, operations: Operations) -> None:
+        self.ground = ground
+        self.operations = operations
+        self.booter = Booter(ground)
+        self.failures = Failures(ground, self.booter)
+        self.quietness = Quietness(ground, self.booter)
+        self.rotation = Rotation(ground, self.booter, self.failures)
+        self.starter = Starter(ground, self.booter, self.failures)
+        self.provisioning = Provisioning(ground, operations, self.starter)
+
+    async def provision(
+        self, owner: LiveProduct, user_id: str, *, version: str | None, actor: str
+    ) -> LiveEngine:
+        """Create a user's engine and wait until it runs.
+
+        Raises:
+            EngineAlreadyExistsError: with `engine_id` and `status`, also during a boot.
+            PolicyDeniedError, QuotaExceededError, PortExhaustionError: refused as asked.
+            BackendFailedError, BootTimeoutError: it exists now, as `failed`.
+        """
+        operation = None
+        while operation is None:
+            await self.provisioning.refuse_if_exists(owner, user_id)
+            operation = await self.provisioning.begin(owner, user_id, version=version, actor=actor)
+        live: LiveEngine = await operation.join()
+        return live
+
+    async def start(self, live: LiveEngine, *, version: str | None, actor: str) -> None:
+        """Bring a stopped, sleeping or failed engine into service.
+
+        `version` moves a stopped or failed engine to another allowed image on the
+        same data.
+
+        Raises:
+            EngineAlreadyRunningError: it runs.
+            BackendFailedError, BootTimeoutError, WakeTimeoutError: it is `failed` now.
+        """
+        if version is not None:
+            version = self.provisioning.checked_version(version)
+
+        async def work(_: Operation) -> None:
+            await self._start(live, version=version, actor=actor)
+
+        await self._perform(live, "start", work, actor=actor, params=version)
+
+    async def _start(self, live: LiveEngine, *, version: str | None, actor: str) -> None:
+        match live.engine.status:
+            case Status.RUNNING:
+                raise EngineAlreadyRunningError("The engine runs.", status="running")
+            case Status.DESTROYING:
+                raise EngineNotRunningError("The engine is being destroyed.", status="destroying")
+            case Status.SLEEPING if version is not None and version != live.engine.engine_version:
+                raise EngineAlreadyRunningError(
+                    "A sleeping engine keeps its version; stop it first.", status="sleeping"
+                )
+            case Status.SLEEPING:
+                await self.starter.wake(live, actor=actor, via="start")
+            case _:
+                if version is not None and version != live.engine.engine_version:
+                    await self.ground.registry.commit(
+                        f.VersionChanged(
+                            **self.ground.ids(live),
+                            at_ms=self.ground.clock.wall_ms(),
+                            actor=actor,
+                            engine_version=version,
+                        )
+                    )
+                await self.starter.boot(live, via="start", actor=actor)
+
+    async def wake(self, live: LiveEngine, *, actor: str) -> None:
+        """Thaw a sleeping engine and wait until it answers; one that is awake stays so.
+
+        Raises:
+            WakeTimeoutError, BackendFailedError: it is `failed` now.
+        """
+        await (await self.begin_wake(live, actor=actor)).join()
+
+    async def begin_wake(self, live: LiveEngine, *, actor: str) -> Operation:
+        """Start waking an engine that has no operation at work."""
+        self.operations.refuse_if_closed()
+        self.ground.refuse_if_unwritable()
+
+        async def work(_: Operation) -> None:
+            if live.engine.status is Status.SLEEPING:
+                await self.starter.wake(live, actor=actor, via="wake")
+
+        return self.operations.begin(live, "wake", work, actor=actor)
+
+    def begin_restart(self, live: LiveEngine) -> Operation:
+        """Start one automatic restart attempt on a failed engine whose plan is due."""
+
+        async def work(_: Operation) -> None:
+            if live.engine.status is Status.FAILED and live.engine.restart_at_ms is not None:
+                await self.starter.restart(live)
+
+        return self.operations.begin(live, "restart", work, actor="system")
+
+    async def stop(self, live: LiveEngine, *, actor: str) -> None:
+        """Stop it with 30 s of grace; cancels a planned restart.
+
+        Raises:
+            EngineNotRunningError: it is stopped already.
+        """
+
+        async def work(_: Operation) -> None:
+            if live.engine.status not in (Status.RUNNING, Status.SLEEPING, Status.FAILED):
+                status = live.engine.status.value
+                raise EngineNotRunningError(f"The engine is {status}.", status=status)
+            started = self.ground.clock.now()
+            with _Noting(self.ground.registry, live, "stop", actor):
+                async with asyncio.timeout(STOP_GRACE_S + SLACK_S):
+                    await self.failures.halt(live, grace_s=STOP_GRACE_S)
+            await self.ground.registry.commit(
+                f.Stopped(
+                    **self.ground.ids(live),
+                    at_ms=self.ground.clock.wall_ms(),
+                    actor=actor,
+                    duration_ms=self.ground.took_ms(started),
+                ),
+                use_reserve=True,
+            )
+
+        await self._perform(live, "stop", work, actor=actor, reserve=True)
+
+    async def sleep(
+        self,
+        live: LiveEngine,
+        *,
+        actor: str,
+        force: bool = False,
+        still_due: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Freeze a running engine; return False if an admit came first.
+
+        `still_due` makes it a sleep for idleness, a compare-and-set: it is asked right
+        before and right after the freeze, and whatever an admit changes meanwhile
+        undoes it.
+
+        Raises:
+            EngineNotRunningError: it does not run.
+            EngineBusyError: it says busy or has a connection, and `force` is not set.
+        """
+        reason = "idle" if still_due else "request"
+
+        async def work(_: Operation) -> bool:
+            if not live.running:
+                status = live.engine.status.value
+                raise EngineNotRunningError(f"The engine is {status}.", status=status)
+            veto = None if force else await self.quietness.veto(live, idle=still_due is not None)
+            if veto is not None:
+                raise EngineBusyError(
+                    f"The engine is in use ({veto.kind}); force overrides.", signal=veto.kind
+                )
+            if still_due is not None and not still_due():
+                return False
+            live.hold()
+            with _Noting(self.ground.registry, live, "sleep", actor):
+                return await self._freeze(live, reason, actor, still_due or (lambda: True))
+
+        asleep: bool = await self._perform(
+            live, "sleep", work, actor=actor, params=(reason, force), holds=still_due is None
+        )
+        return asleep
+
+    async def _freeze(
+        self, live: LiveEngine, reason: str, actor: str, still_due: Callable[[], bool]
+    ) -> bool:
+        started = self.ground.clock.now()
+        engine_id = live.engine.engine_id
+        try:
+            async with asyncio.timeout(PAUSE_S):
+                await self.ground.backend.pause(engine_id)
+                if not still_due():
+                    await self.ground.backend.unpause(engine_id)
+                    return False
+        except BackendError as error:
+            raise told(error) from error
+        await self.ground.registry.commit(
+            f.Slept(
+                **self.ground.ids(live),
+                at_ms=self.ground.clock.wall_ms(),
+                actor=actor,
+                duration_ms=self.ground.took_ms(started),
+                reason=reason,
+            )
+        )
+        if not still_due():  # an admit came while the sleep went to the disk
+            await self.starter.wake(live, actor=actor, via="wake")
+            return False
+        return True
+
+    async def rotate_key(self, live: LiveEngine, *, actor: str) -> str:
+        """Give a running engine a new key and return it.
+
+        Raises:
+            EngineNotRunningError: it does not run.
+            GateError: the swap failed; the old key is still the valid one.
+        """
+
+        async def work(_: Operation) -> str:
+            if not live.running:
+                status = live.engine.status.value
+                raise EngineNotRunningError(f"The engine is {status}.", status=status)
+            key = new_engine_key()
+            await self.rotation.rotate(live, key, actor=actor)
+            return key
+
+        holds = self.ground.config.engine.rotate_mode == "recreate"
+        key: str = await self._perform(live, "rotate_key", work, actor=actor, holds=holds)
+        return key
+
+    async def destroy(self, live: LiveEngine, *, actor: str) -> str:
+        """Remove the engine, its data, its port and its row; return its id.
+
+        Overtakes whatever is at work. If the backend fails, the row stays
+        `destroying` and the removal is tried again in the background.
+        """
+        engine_id: str = await self._perform(
+            live, "destroy", lambda _: self._destroy(live, actor), actor=actor, reserve=True
+        )
+        return engine_id
+
+    def begin_destroy(self, live: LiveEngine, *, actor: str) -> Operation:
+        """Go on with a destroy that was cut in half, on an engine with nothing at work."""
+        return self.operations.begin(
+            live, "destroy", lambda _: self._destroy(live, actor), actor=actor
+        )
+
+    async def _destroy(self, live: LiveEngine, actor: str) -> str:
+        ground, started = self.ground, self.ground.clock.now()
+        ids = ground.ids(live)
+        if live.engine.status is not Status.DESTROYING:
+            await ground.registry.commit(
+                f.DestroyBegun(**ids, at_ms=ground.clock.wall_ms(), actor=actor),
+                use_reserve=True,
+            )
+        with _Noting(ground.registry, live, "destroy", actor):
+            await self._remove(live)
+        await ground.registry.commit(
+            f.Destroyed(
+                **ids,
+                at_ms=ground.clock.wall_ms(),
+                actor=actor,
+                duration_ms=ground.took_ms(started),
+            ),
+            use_reserve=True,
+        )
+        return ids["engine_id"]
+
+    async def _remove(self, live: LiveEngine) -> None:
+        try:
+            async with asyncio.timeout(DESTROY_S):
+                await self.ground.backend.destroy(live.engine.engine_id)
+        except BackendError as error:
+            raise told(error) from error
+
+    async def _perform(
+        self,
+        live: LiveEngine,
+        verb: str,
+        work: Callable[[Operation], Any],
+        *,
+        actor: str,
+        params: object = None,
+        holds: bool = True,
+        reserve: bool = False,
+    ) -> Any:
+        self.operations.refuse_if_closed()
+        self.ground.refuse_if_unwritable(reserve=reserve)
+        return await self.operations.perform(
+            live, verb, work, actor=actor, params=params, holds=holds
+        )
+
+
+class _Noting:
+    """Turns a time-out into an answer, and leaves an audit entry for work that failed."""
+
+    def __init__(self, registry: Registry, live: LiveEngine, verb: str, actor: str) -> None:
+        self.registry = registry
+        self.live = live
+        self.verb = verb
+        self.actor = actor
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TimeoutError):
+            late = BackendError(self.verb, self.live.engine.engine_id, "no answer in time")
+            late.unavailable = True
+            error = told(late)
+        if isinstance(error, GateError) and not isinstance(error, StorageUnavailableError):
+            self.registry.note(
+                self.verb,
+                live=self.live,
+                outcome=Outcome.FAILED,
+                actor=self.actor,
+                reason=error.message,
+            )
+            raise error

@@ -1,0 +1,218 @@
+"""Metrics as a fold over facts, and the counters of the hot path. Pure: no clock, no I/O."""
+
+from bisect import bisect_left
+from collections import Counter, deque
+
+from msgspec import Struct
+
+from enginegate import facts as f
+from enginegate.model import Counters, Sample
+
+HOUR_MS = 3_600_000
+SAMPLES_MAX = 100_000  # bounds memory and snapshot under a crash storm
+MINUTE_S = 60
+
+_KIND_OF_BOOT = {"provision": "provision", "start": "start", "auto_restart": "restart"}
+_BOOTS = frozenset(_KIND_OF_BOOT.values())
+
+
+class Tally:
+    """What one product's facts add up to: totals, and samples of the last hour."""
+
+    __slots__ = ("samples", "total_destroys", "total_provisions")
+
+    def __init__(self) -> None:
+        self.total_provisions = 0
+        self.total_destroys = 0
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+
+    def count(self, fact: f.AnyFact) -> str | None:
+        """Fold one fact in and return the kind it counted as, None for none."""
+        kind = kind_of(fact)
+        if kind == "provision":
+            self.total_provisions += 1
+        elif kind == "destroy":
+            self.total_destroys += 1
+        if kind is not None:
+            self.samples.append(Sample(fact.at_ms, kind, fact.duration_ms))
+        return kind
+
+    def last_hour(self, now_ms: int) -> list[Sample]:
+        """Return the samples of the last hour, and forget those before."""
+        while self.samples and self.samples[0].at_ms <= now_ms - HOUR_MS:
+            self.samples.popleft()
+        return list(self.samples)
+
+    def counters(self, product_id: str, now_ms: int) -> Counters:
+        return Counters(
+            product_id=product_id,
+            total_provisions=self.total_provisions,
+            total_destroys=self.total_destroys,
+            samples=tuple(self.last_hour(now_ms)),
+        )
+
+    def absorb(self, other: "Tally") -> None:
+        """Take over the counts of a product that is going."""
+        self.total_provisions += other.total_provisions
+        self.total_destroys += other.total_destroys
+        self.samples = deque(
+            sorted((*self.samples, *other.samples), key=lambda s: s.at_ms), maxlen=SAMPLES_MAX
+        )
+
+    def restore(self, counters: Counters) -> None:
+        self.total_provisions = counters.total_provisions
+        self.total_destroys = counters.total_destroys
+        self.samples.extend(counters.samples)
+
+
+def kind_of(fact: f.AnyFact) -> str | None:
+    """Return what the fact counts as in metrics, None where it counts as nothing."""
+    match fact:
+        case f.Booted():
+            return _KIND_OF_BOOT[fact.via]
+        case f.Failed():
+            return "crash" if fact.during == "running" else None
+        case f.Woken():
+            return "wake"
+        case f.Slept():
+            return "sleep"
+        case f.Destroyed():
+            return "destroy"
+        case _:
+            return None
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """The answer of `GET /metrics`; `_1h` and averages (ms) are over the last hour."""
+
+    provisions_1h: int
+    crashes_1h: int
+    restarts_1h: int
+    avg_boot_ms: float | None
+    total_provisions: int
+    total_destroys: int
+    admits_1m: int
+    denials_1m: dict[str, int]
+    wakes_1h: int
+    sleeps_1h: int
+    avg_wake_ms: float | None
+
+
+def summary(tallies: list[Tally], traffic: list["Traffic"], now_ms: int) -> Summary:
+    """Add tallies and traffic of the asked products up."""
+    samples = [sample for tally in tallies for sample in tally.last_hour(now_ms)]
+    count = Counter(sample.kind for sample in samples)
+    denials: Counter[str] = Counter()
+    for flow in traffic:
+        denials.update(flow.denials_1m())
+    return Summary(
+        provisions_1h=count["provision"],
+        crashes_1h=count["crash"],
+        restarts_1h=count["restart"],
+        avg_boot_ms=_average(samples, _BOOTS),
+        total_provisions=sum(tally.total_provisions for tally in tallies),
+        total_destroys=sum(tally.total_destroys for tally in tallies),
+        admits_1m=sum(flow.admits_1m() for flow in traffic),
+        denials_1m=dict(denials),
+        wakes_1h=count["wake"],
+        sleeps_1h=count["sleep"],
+        avg_wake_ms=_average(samples, frozenset({"wake"})),
+    )
+
+
+def _average(samples: list[Sample], kinds: frozenset[str]) -> float | None:
+    took = [s.duration_ms for s in samples if s.kind in kinds and s.duration_ms is not None]
+    return round(sum(took) / len(took), 3) if took else None
+
+
+class Traffic:
+    """Admits and denials of one product. The hot path only adds one to `admits`.
+
+    `tick` is called once a second and keeps the totals of the last minute, so that
+    "in the last minute" is a subtraction.
+    """
+
+    __slots__ = ("_history", "admits", "denials")
+
+    def __init__(self) -> None:
+        self.admits = 0
+        self.denials: dict[str, int] = {}
+        self._history: deque[tuple[int, dict[str, int]]] = deque(maxlen=MINUTE_S)
+
+    def deny(self, reason: str) -> None:
+        self.denials[reason] = self.denials.get(reason, 0) + 1
+
+    def tick(self) -> None:
+        last = self._history[-1] if self._history else None
+        if last is None or last[0] != self.admits or last[1] != self.denials:
+            last = (self.admits, dict(self.denials))
+        self._history.append(last)  # an unchanged second costs one reference
+
+    def admits_1m(self) -> int:
+        return self.admits - (self._history[0][0] if self._full() else 0)
+
+    def denials_1m(self) -> dict[str, int]:
+        then = self._history[0][1] if self._full() else {}
+        now = {reason: n - then.get(reason, 0) for reason, n in self.denials.items()}
+        return {reason: n for reason, n in now.items() if n}
+
+    def _full(self) -> bool:
+        return len(self._history) == self._history.maxlen
+
+
+class Histogram:
+    """A cumulative histogram for Prometheus; `add` is one bisection and two additions."""
+
+    __slots__ = ("bounds_s", "buckets", "sum_s")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self.bounds_s = bounds_s
+        self.buckets = [0] * (len(bounds_s) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.buckets[bisect_left(self.bounds_s, seconds)] += 1
+        self.sum_s += seconds
+
+    @property
+    def count(self) -> int:
+        return sum(self.buckets)
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Return (`le`, count) pairs as Prometheus wants them."""
+        total = 0.0
+        pairs = []
+        for bound, count in zip((*map(str, self.bounds_s), "+Inf"), self.buckets, strict=True):
+            total += count
+            pairs.append((bound, total))
+        return pairs
+
+
+ADMIT_BOUNDS_S = (0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+WORK_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LAG_BOUNDS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+SYNC_BOUNDS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 1.0)
+
+
+class Meters:
+    """What the Prometheus page shows beyond the fold over facts; for the whole process."""
+
+    def __init__(self) -> None:
+        self.admit_s: dict[str, Histogram] = {}
+        self.work_s: dict[tuple[str, str], Histogram] = {}
+        self.loop_lag_s = Histogram(LAG_BOUNDS_S)
+        self.journal_sync_s = Histogram(SYNC_BOUNDS_S)
+        self.journal_bytes = 0
+        self.backend_calls: Counter[tuple[str, str]] = Counter()
+        self.events_at: float | None = None
+
+    def admit(self, outcome: str) -> Histogram:
+        return self.admit_s.setdefault(outcome, Histogram(ADMIT_BOUNDS_S))
+
+    def work(self, verb: str, outcome: str, seconds: float) -> None:
+        """Count one operation: `verb`, how it ended, and how long it took."""
+        self.work_s.setdefault((verb, outcome), Histogram(WORK_BOUNDS_S)).add(seconds)
+
+    def synced(self, seconds: float, size: int) -> None:
+        self.journal_sync_s.add(seconds)
+        self.journal_bytes += size

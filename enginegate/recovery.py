@@ -1,0 +1,205 @@
+"""Journal and backend compared: at the start, and now and then while running.
+
+A crash may have cut a verb in half, and other hands may have touched the backend.
+Each engine's row and what the backend shows of it meet in one place, `settle`, which
+begins whatever brings the two together again. What cannot be asked is not concluded.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from enginegate import facts as f
+from enginegate.agenda import Agenda
+from enginegate.backends.base import Observation, Presence
+from enginegate.errors import BackendError, GateError
+from enginegate.health import HealthLoop
+from enginegate.lifecycle import Lifecycle, Products
+from enginegate.lifecycle.ground import Ground
+from enginegate.model import Status
+from enginegate.registry import LiveEngine, Operation
+
+log = logging.getLogger(__name__)
+
+COMPARE_EVERY_S = 30.0
+ORPHAN_GRACE_S = 60.0
+ORPHANS_MIN = 3
+ORPHANS_SHARE = 0.05
+STOP_GRACE_S = 30.0
+
+UP = (Presence.RUNNING, Presence.PAUSED)
+Act = Callable[[str], Awaitable[None]]
+DOWN = (Presence.STOPPED, Presence.ABSENT)
+
+
+class Recovery:
+    """Owned by the server: `at_start` before it listens, then `compare_forever`."""
+
+    def __init__(
+        self, ground: Ground, lifecycle: Lifecycle, products: Products, health: HealthLoop
+    ) -> None:
+        self.ground = ground
+        self.lifecycle = lifecycle
+        self.products = products
+        self.health = health
+        self.old_keys: Agenda[str] = Agenda()
+        self._orphans: dict[str, float] = {}
+        ground.registry.listeners.append(self._plan_key_drop)
+
+    async def at_start(self) -> None:
+        """Settle every engine, or have it under way, before the first request."""
+        seen = await self._list()
+        adopted = 0
+        if seen is not None:
+            by_id = {one.engine_id: one for one in seen}
+            for live in list(self.ground.registry.engines.values()):
+                one = by_id.get(live.engine.engine_id) or _absent(live)
+                adopted += one.presence in UP
+                await self._settle(live, one)
+        self.health.plan_all()
+        for live in self.ground.registry.engines.values():
+            self._plan_key_drop(live, None)
+        if self.ground.registry.engines:
+            self.ground.registry.note(
+                "recovered", engines=len(self.ground.registry.engines), adopted=adopted
+            )
+
+    async def compare_forever(self) -> None:
+        while True:
+            await self.ground.clock.sleep(COMPARE_EVERY_S)
+            await self.compare()
+
+    async def compare(self) -> None:
+        """Compare all rows with the backend, finish what has no owner, remove orphans."""
+        seen = await self._list()
+        if seen is None:
+            return
+        by_id = {one.engine_id: one for one in seen}
+        for live in list(self.ground.registry.engines.values()):
+            if live.operation is None:
+                await self._settle(live, by_id.get(live.engine.engine_id) or _absent(live))
+        await self._remove_orphans(seen)
+        await self.products.finish_deletions()
+
+    async def _list(self) -> Sequence[Observation] | None:
+        try:
+            return await self.ground.backend.list()
+        except BackendError as error:
+            log.warning("the backend cannot be listed, nothing is concluded: %s", error)
+            return None
+
+    # One engine
+
+    async def _settle(self, live: LiveEngine, seen: Observation) -> None:
+        """Bring row and backend together; what takes time goes on as an operation."""
+        if self.ground.registry.journal_status != "ok":
+            return
+        try:
+            await self._settle_one(live, seen)
+        except (GateError, BackendError) as error:
+            log.warning("engine %s not settled yet: %s", live.engine.engine_id, error)
+
+    async def _settle_one(self, live: LiveEngine, seen: Observation) -> None:
+        match live.engine.status:
+            case Status.PROVISIONING:
+                self.lifecycle.provisioning.resume(live)
+            case Status.DESTROYING:
+                self.lifecycle.begin_destroy(live, actor="system")
+            case Status.RUNNING:
+                await self._settle_running(live, seen)
+            case Status.SLEEPING if seen.presence is Presence.RUNNING:
+                await self._bring(live, self.ground.backend.pause, "paused again")
+            case Status.STOPPED if seen.presence in UP:
+                await self._bring(live, self._stop, "stopped again")
+            case Status.FAILED if seen.presence in UP and live.engine.restart_at_ms is None:
+                await self._bring(live, self._stop, "stopped, it was given up")
+            case _:
+                pass  # they agree
+
+    async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
+        if live.engine.pending_key is not None:
+            await self._settle_rotation(live, seen)
+        if seen.presence in DOWN:
+            await self.health.fail_if_gone(live)
+        elif seen.presence is Presence.PAUSED:
+            await self._bring(live, self.ground.backend.unpause, "unpaused")
+
+    async def _settle_rotation(self, live: LiveEngine, seen: Observation) -> None:
+        """Finish a rotation whose new key the engine already has, else forget it."""
+        pending = live.engine.pending_key
+        assert pending is not None
+        ids, at_ms = self.ground.ids(live), self.ground.clock.wall_ms()
+        live_mode = self.ground.config.engine.rotate_mode == "live"
+        if seen.presence in UP and seen.key_hash == pending.key_hash and not live_mode:
+            await self.ground.registry.commit(
+                f.KeyRotated(**ids, at_ms=at_ms, metadata={"finished": "after a restart"})
+            )
+        else:
+            await self.ground.registry.commit(
+                f.KeyRotationFailed(**ids, at_ms=at_ms, reason="enginegate was restarted meanwhile")
+            )
+            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+
+    async def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
+        async def work(_: Operation) -> None:
+            await act(live.engine.engine_id)
+
+        operation = self.lifecycle.operations.begin(live, "settle", work, actor="system")
+        await operation.join()
+        self.ground.registry.note("recovered", live=live, what=what)
+
+    async def _stop(self, engine_id: str) -> None:
+        await self.ground.backend.stop(engine_id, grace_s=STOP_GRACE_S)
+
+    # Keys whose overlap ends
+
+    def _plan_key_drop(self, live: LiveEngine, _: f.AnyFact | None) -> None:
+        engine = live.engine
+        if engine.old_key_hash is None:
+            self.old_keys.drop(engine.engine_id)
+            return
+        left_s = (engine.old_key_until_ms - self.ground.clock.wall_ms()) / 1000
+        left_s = min(max(left_s, 0.0), self.ground.config.engine.key_overlap_s)
+        self.old_keys.put(engine.engine_id, self.ground.clock.now() + left_s)
+
+    async def drop_old_keys(self) -> None:
+        """End the overlaps that are over; one that fails is tried again."""
+        now = self.ground.clock.now()
+        for engine_id in self.old_keys.due(now):
+            live = self.ground.registry.engines.get(engine_id)
+            if live is None:
+                continue
+            try:
+                await self.lifecycle.rotation.drop_old_key(live)
+            except GateError:
+                self.old_keys.put(engine_id, now + COMPARE_EVERY_S)
+
+    # Orphans
+
+    async def _remove_orphans(self, seen: Sequence[Observation]) -> None:
+        """Remove engines of this instance without a row, after a grace and never many."""
+        now = self.ground.clock.now()
+        strangers = {
+            one.engine_id
+            for one in seen
+            if one.presence is not Presence.ABSENT
+            and self.ground.registry.ahead(one.engine_id) is None
+        }
+        self._orphans = {one: self._orphans.get(one, now) for one in strangers}
+        due = [one for one, since in self._orphans.items() if now - since >= ORPHAN_GRACE_S]
+        limit = max(ORPHANS_MIN, ORPHANS_SHARE * len(self.ground.registry.engines))
+        if len(due) > limit:
+            log.error("%d engines without a row: too many to be true, hands off", len(due))
+            return
+        for engine_id in due:
+            try:
+                await self.ground.backend.remove_orphan(engine_id)
+            except BackendError as error:
+                log.warning("orphan %s not removed yet: %s", engine_id, error)
+                continue
+            del self._orphans[engine_id]
+            self.ground.registry.note("orphan_removed", orphan=engine_id)
+
+
+def _absent(live: LiveEngine) -> Observation:
+    """Return what a complete listing says of an engine that is not in it."""
+    return Observation(engine_id=live.engine.engine_id, presence=Presence.ABSENT)

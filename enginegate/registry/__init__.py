@@ -1,0 +1,7 @@
+"""The fleet in memory: what the journal holds, indexed for questions."""
+
+from enginegate.registry.fleet import LiveEngine, LiveProduct, Operation
+from enginegate.registry.registry import Registry
+from enginegate.registry.trail import Trail
+
+__all__ = ["LiveEngine", "LiveProduct", "Operation", "Registry", "Trail"]

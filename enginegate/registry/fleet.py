@@ -1,0 +1,173 @@
+"""What memory holds beside the durable rows: leases, windows, work under way.
+
+All of it is soft: rebuilt by living, never written. A live object stays the same
+for the life of its row; the frozen `engine` or `product` in it is replaced when a
+fact has become durable.
+"""
+
+import asyncio
+from math import inf
+from typing import Any
+
+from msgspec import Struct
+
+from enginegate.metrics import Tally, Traffic
+from enginegate.model import Engine, Product, Status
+from enginegate.ratelimit import SlidingWindow
+
+
+class Signal(Struct, frozen=True):
+    """A reason for being awake or asleep: what was seen, its value, and when."""
+
+    kind: str
+    value: str | float | int | bool | None
+    at_ms: int
+
+
+class Operation:
+    """One verb at work on one engine. It belongs to a task, never to a request.
+
+    Callers `join` it; one that leaves cancels nothing. `holds` says whether admits
+    of a running engine have to wait for it.
+    """
+
+    __slots__ = ("actor", "done", "holds", "overtaken", "params", "since", "task", "verb")
+
+    def __init__(self, verb: str, *, params: object, actor: str, holds: bool, since: float) -> None:
+        self.verb = verb
+        self.params = params
+        self.actor = actor
+        self.holds = holds
+        self.since = since
+        self.overtaken = False
+        self.task: asyncio.Task[None] | None = None
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(_seen)
+
+    async def join(self) -> Any:
+        """Wait for the outcome: its result, or the `GateError` it ended with."""
+        return await asyncio.shield(self.done)
+
+    async def settled(self) -> None:
+        """Wait until it is over, however it ended."""
+        await asyncio.wait([self.done])
+
+    async def settled_within(self, timeout_s: float) -> bool:
+        """Wait until it is over or the time is; return whether it is over."""
+        done, _ = await asyncio.wait([self.done], timeout=timeout_s)
+        return bool(done)
+
+    def overtake(self) -> None:
+        """Cut it short for a destroy; what it began is undone by the destroy."""
+        self.overtaken = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _seen(future: "asyncio.Future[Any]") -> None:
+    """Mark an error as seen: an operation may end when nobody waits any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+class LiveEngine:
+    """One engine with its soft state.
+
+    `answer` is the pre-encoded admit answer; it is set only while the engine may be
+    admitted without a wait, and cleared whenever anything it shows may have changed.
+    `lease_until` is monotonic seconds, `inf` for an engine that never sleeps.
+    """
+
+    __slots__ = (
+        "answer",
+        "api_key",
+        "engine",
+        "exit_seen",
+        "failing",
+        "gone",
+        "healthy_at_ms",
+        "lease_s",
+        "lease_until",
+        "operation",
+        "owner",
+        "probe_failures",
+        "signals",
+        "url",
+        "vetoes",
+    )
+
+    def __init__(self, engine: Engine, owner: "LiveProduct", *, api_key: str, url: str) -> None:
+        self.engine = engine
+        self.owner = owner
+        self.api_key = api_key
+        self.url = url
+        self.answer: bytes | None = None
+        self.lease_s = 0.0
+        self.lease_until = inf
+        self.healthy_at_ms = engine.healthy_at_ms
+        self.probe_failures = 0
+        self.failing = False
+        self.exit_seen = False
+        self.gone = False
+        self.operation: Operation | None = None
+        self.signals: dict[str, Signal] = {}
+        self.vetoes: list[Signal] = []
+
+    @property
+    def running(self) -> bool:
+        return self.engine.status is Status.RUNNING
+
+    @property
+    def admissible(self) -> bool:
+        """Whether an admit needs to wait for nothing."""
+        return self.running and (self.operation is None or not self.operation.holds)
+
+    def extend_lease(self, now: float) -> None:
+        """Move the lease's end: from now on, the engine's full lease."""
+        self.lease_until = now + self.lease_s if self.lease_s else inf
+
+    def hold(self) -> None:
+        """Make admits wait for the operation at work."""
+        assert self.operation is not None
+        self.operation.holds = True
+        self.answer = None
+
+    def lease_left_s(self, now: float) -> float:
+        """Return the seconds until it may sleep for idleness; 0 = never sleeps."""
+        return 0.0 if self.lease_until == inf else max(self.lease_until - now, 0.001)
+
+
+class LiveProduct:
+    """One product with its windows, its engines by user, and what it has counted.
+
+    `taken` also names users whose provision is not durable yet: it is the
+    reservation, and what the quota counts.
+    """
+
+    __slots__ = (
+        "boots",
+        "engines",
+        "limited",
+        "product",
+        "taken",
+        "tally",
+        "traffic",
+        "user_windows",
+        "window",
+    )
+
+    def __init__(self, product: Product) -> None:
+        self.set(product)
+        self.window = SlidingWindow()
+        self.user_windows: dict[str, SlidingWindow] = {}
+        self.engines: dict[str, LiveEngine] = {}
+        self.boots: dict[str, Operation] = {}
+        self.taken: dict[str, str] = {}
+        self.tally = Tally()
+        self.traffic = Traffic()
+
+    def set(self, product: Product) -> None:
+        """Take the product as it is now."""
+        policy = product.policy
+        self.product = product
+        self.limited = not (policy.rate_limit_rpm is None and policy.user_rate_limit_rpm is None)

@@ -1,0 +1,208 @@
+"""Where products and engines are found, and how durable facts change them."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from enginegate import facts as f
+from enginegate.clock import Clock
+from enginegate.metrics import Tally
+from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord
+from enginegate.ports import PortMap
+from enginegate.registry.fleet import LiveEngine, LiveProduct
+
+RETIRED = ""  # the product id under which a snapshot keeps the totals of deleted products
+
+
+class Opener(Protocol):
+    """Opens sealed engine keys: the keyring, or nobody where keys are not needed."""
+
+    def open(self, engine_id: str, sealed: str) -> str: ...
+
+
+class Index:
+    """The durable fleet by id, slug, key and user. Changed by `install` alone."""
+
+    def __init__(
+        self,
+        *,
+        ports: PortMap,
+        keyring: Opener,
+        clock: Clock,
+        url_of: Callable[[Engine], str],
+        sleep_after_s: float,
+    ) -> None:
+        self.ports = ports
+        self.products: dict[str, LiveProduct] = {}
+        self.by_slug: dict[str, LiveProduct] = {}
+        self.by_key: dict[bytes, LiveProduct] = {}
+        self.engines: dict[str, LiveEngine] = {}
+        self.slugs: set[str] = set()  # those of queued registrations too
+        self.retired = Tally()
+        self._old_keys: dict[bytes, LiveProduct] = {}
+        self._keyring = keyring
+        self._clock = clock
+        self._url_of = url_of
+        self._sleep_after_s = sleep_after_s
+
+    def product_by_key(self, digest: bytes) -> LiveProduct | None:
+        """Return the product whose platform key has this SHA-256, old keys in overlap too."""
+        product = self.by_key.get(digest)
+        if product is not None:
+            return product
+        old = self._old_keys.get(digest)
+        if old is None or old.product.old_key_until_ms <= self._clock.wall_ms():
+            return None
+        return old
+
+    def records(self) -> list[SnapshotRecord]:
+        """Return the durable state as records that `restore` understands."""
+        now_ms = self._clock.wall_ms()
+        products = list(self.products.values())
+        return [
+            *(live.product for live in products),
+            *(live.tally.counters(live.product.product_id, now_ms) for live in products),
+            self.retired.counters(RETIRED, now_ms),
+            *(live.engine for live in self.engines.values()),
+        ]
+
+    def restore(self, record: SnapshotRecord) -> None:
+        match record:
+            case Product():
+                self._add_product(record)
+                self.slugs.add(record.slug)
+            case Counters(product_id=product_id) if product_id == RETIRED:
+                self.retired.restore(record)
+            case Counters():
+                self.products[record.product_id].tally.restore(record)
+            case Engine():
+                self.ports.lease(record.port)
+                self.products[record.product_id].taken[record.user_id] = record.engine_id
+                self._add_engine(record)
+
+    def install(self, fact: f.AnyFact, after: Engine | None) -> None:
+        """Make a durable fact visible; `after` is what it made of the engine's row."""
+        if isinstance(fact, f.ProductFact):
+            self._install_product(fact)
+        elif isinstance(fact, f.EngineFact):
+            self._install_engine(fact, after)
+
+    def _install_engine(self, fact: f.EngineFact, after: Engine | None) -> None:
+        if isinstance(fact, f.Provisioned):
+            assert after is not None
+            self._add_engine(after)
+            return
+        live = self.engines[fact.engine_id]
+        if after is None:
+            self._remove_engine(live)
+            return
+        before, live.engine, live.answer = live.engine, after, None
+        if after.port != before.port:
+            self.ports.release(before.port)
+            live.url = self._url_of(after)
+        if after.sealed_key != before.sealed_key:
+            live.api_key = self._keyring.open(after.engine_id, after.sealed_key)
+        if after.incarnation != before.incarnation:
+            self._into_service(live)
+
+    def _into_service(self, live: LiveEngine) -> None:
+        live.probe_failures = 0
+        live.failing = False
+        live.exit_seen = False
+        live.healthy_at_ms = live.engine.healthy_at_ms
+        live.extend_lease(self._clock.now())
+
+    def _add_engine(self, engine: Engine) -> None:
+        owner = self.products[engine.product_id]
+        live = LiveEngine(
+            engine,
+            owner,
+            api_key=self._keyring.open(engine.engine_id, engine.sealed_key),
+            url=self._url_of(engine),
+        )
+        live.operation = owner.boots.get(engine.user_id)
+        self._set_lease(live)
+        owner.engines[engine.user_id] = live
+        self.engines[engine.engine_id] = live
+
+    def _remove_engine(self, live: LiveEngine) -> None:
+        engine = live.engine
+        live.answer = None
+        live.gone = True
+        self.ports.release(engine.port)
+        del self.engines[engine.engine_id]
+        del live.owner.engines[engine.user_id]
+        del live.owner.taken[engine.user_id]
+        live.owner.user_windows.pop(engine.user_id, None)
+
+    def _set_lease(self, live: LiveEngine) -> None:
+        policy_s = live.owner.product.policy.idle_sleep_s
+        live.lease_s = self._sleep_after_s if policy_s is None else policy_s
+        live.extend_lease(self._clock.now())
+
+    def _install_product(self, fact: f.ProductFact) -> None:
+        match fact:
+            case f.ProductRegistered():
+                self._add_product(
+                    Product(
+                        product_id=fact.product_id,
+                        slug=fact.slug,
+                        display_name=fact.display_name,
+                        policy=fact.policy,
+                        key_hash=fact.key_hash,
+                        created_at_ms=fact.at_ms,
+                    )
+                )
+            case f.PolicyChanged():
+                self._change_policy(self.products[fact.product_id], fact.policy)
+            case f.PlatformKeyRotated():
+                self._change_key(self.products[fact.product_id], fact)
+            case f.ProductDeletionBegun():
+                live = self.products[fact.product_id]
+                live.set(replace(live.product, deleting=True))
+                self._forget_keys(live)
+            case f.ProductDeleted():
+                live = self.products.pop(fact.product_id)
+                self.retired.absorb(live.tally)
+                del self.by_slug[live.product.slug]
+                self.slugs.discard(live.product.slug)
+            case _:  # pragma: no cover - every product fact has its case above
+                raise AssertionError(fact)
+
+    def _add_product(self, product: Product) -> None:
+        live = LiveProduct(product)
+        self.products[product.product_id] = live
+        self.by_slug[product.slug] = live
+        if not product.deleting:
+            self.by_key[bytes.fromhex(product.key_hash)] = live
+            if product.old_key_hash:
+                self._old_keys[bytes.fromhex(product.old_key_hash)] = live
+
+    def _change_policy(self, live: LiveProduct, policy: Policy) -> None:
+        idle_changed = policy.idle_sleep_s != live.product.policy.idle_sleep_s
+        live.set(replace(live.product, policy=policy))
+        for engine in live.engines.values():
+            engine.answer = None
+            if idle_changed:
+                self._set_lease(engine)
+
+    def _change_key(self, live: LiveProduct, fact: f.PlatformKeyRotated) -> None:
+        self._forget_keys(live)
+        old = live.product.key_hash if fact.old_key_until_ms else None
+        live.set(
+            replace(
+                live.product,
+                key_hash=fact.key_hash,
+                old_key_hash=old,
+                old_key_until_ms=fact.old_key_until_ms,
+            )
+        )
+        self.by_key[bytes.fromhex(fact.key_hash)] = live
+        if old:
+            self._old_keys[bytes.fromhex(old)] = live
+
+    def _forget_keys(self, live: LiveProduct) -> None:
+        self.by_key.pop(bytes.fromhex(live.product.key_hash), None)
+        if live.product.old_key_hash:
+            self._old_keys.pop(bytes.fromhex(live.product.old_key_hash), None)

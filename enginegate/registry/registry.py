@@ -1,0 +1,284 @@
+"""The fleet in memory and the one way to change it: `record`.
+
+Deciding and reserving happen in one turn of the event loop: `record` evolves the
+row at once, keeps the result beside the durable one (that is the reservation of
+user, port, slug and quota) and queues the fact. When the journal has synced it,
+`apply` installs the results in order. Readers therefore see nothing that is not
+on disk, and a failed write leaves nothing to undo but the reservations.
+
+A wall clock that steps back never makes the trail's times go back within a row;
+order comes from the fact's number, so `since_ms` searches may stop early only by
+the time of facts, which is good enough for a reader.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from enginegate import facts as f
+from enginegate.clock import Clock
+from enginegate.errors import JournalError, StorageUnavailableError
+from enginegate.metrics import Meters
+from enginegate.model import Engine, Outcome, Product, SnapshotRecord, Status
+from enginegate.ports import PortMap
+from enginegate.registry.fleet import LiveEngine, LiveProduct
+from enginegate.registry.index import Index, Opener
+from enginegate.registry.trail import Trail
+from enginegate.transitions import IllegalTransitionError, evolve
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Where facts become durable: the journal's committer."""
+
+    def submit(self, fact: f.AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]": ...
+
+
+class _Pending(NamedTuple):
+    fact: f.AnyFact
+    after: Engine | None
+
+
+Listener = Callable[[LiveEngine, f.AnyFact], None]
+
+
+class Registry:
+    """Products and engines by every key they are asked for."""
+
+    def __init__(
+        self,
+        *,
+        ports: PortMap,
+        keyring: Opener,
+        clock: Clock,
+        url_of: Callable[[Engine], str],
+        sleep_after_s: float,
+    ) -> None:
+        self.index = Index(
+            ports=ports,
+            keyring=keyring,
+            clock=clock,
+            url_of=url_of,
+            sleep_after_s=sleep_after_s,
+        )
+        self.ports = ports
+        self.clock = clock
+        self.trail = Trail()
+        self.meters = Meters()
+        self.products = self.index.products
+        self.by_slug = self.index.by_slug
+        self.by_key = self.index.by_key
+        self.engines = self.index.engines
+        self.retired = self.index.retired
+        self.listeners: list[Listener] = []
+        self._writer: Writer | None = None
+        self._status: Callable[[], str] = lambda: "ok"
+        self._pending: deque[_Pending] = deque()
+        self._ahead: dict[str, Engine | None] = {}
+        self._last: asyncio.Future[int] | None = None
+
+    # Questions
+
+    @property
+    def journal_status(self) -> str:
+        """Return `ok`, `full` (heals by itself) or `failed` (until a restart)."""
+        return self._status()
+
+    def product_by_key(self, digest: bytes) -> LiveProduct | None:
+        """Return the product whose platform key has this SHA-256, old keys in overlap too."""
+        return self.index.product_by_key(digest)
+
+    def slug_taken(self, slug: str) -> bool:
+        return slug in self.index.slugs
+
+    def free_port(self, avoid: Iterable[int] = ()) -> int | None:
+        return self.ports.free_port(set(avoid))
+
+    def ahead(self, engine_id: str) -> Engine | None:
+        """Return the row as it will be once everything queued is durable."""
+        if engine_id in self._ahead:
+            return self._ahead[engine_id]
+        live = self.engines.get(engine_id)
+        return live.engine if live else None
+
+    def counts(self, products: Iterable[LiveProduct]) -> dict[str, int]:
+        """Return the number of engines in each of the six states."""
+        counts = dict.fromkeys((status.value for status in Status), 0)
+        for product in products:
+            for live in product.engines.values():
+                counts[live.engine.status.value] += 1
+        return counts
+
+    # Changes
+
+    def record(self, fact: f.AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]":
+        """Reserve what the fact needs and queue it; the future ends when it is durable.
+
+        `use_reserve` lets it into the space kept for a full disk (stop and destroy).
+
+        Raises:
+            IllegalTransitionError: it cannot follow; nothing has changed.
+            StorageUnavailableError: nothing can be written now; nothing has changed.
+        """
+        assert self._writer is not None
+        after = self._follow(fact)
+        future = self._writer.submit(fact, use_reserve=use_reserve)
+        self._reserve(fact, after)
+        self._pending.append(_Pending(fact, after))
+        self._last = future
+        return future
+
+    async def flushed(self) -> None:
+        """Wait until everything recorded so far is durable or refused."""
+        if self._last is not None and not self._last.done():
+            await asyncio.wait([self._last])
+
+    async def commit(self, fact: f.AnyFact, *, use_reserve: bool = False) -> int:
+        """Record the fact and wait until it is durable; return its number.
+
+        A caller that is cancelled meanwhile takes nothing back.
+
+        Raises:
+            StorageUnavailableError: it could not be written; nothing has changed.
+            IllegalTransitionError: it cannot follow.
+        """
+        return await asyncio.shield(self.record(fact, use_reserve=use_reserve))
+
+    def note(
+        self,
+        action: str,
+        *,
+        live: LiveEngine | None = None,
+        product: Product | None = None,
+        user_id: str | None = None,
+        outcome: Outcome = Outcome.OK,
+        actor: str = "system",
+        duration_ms: float | None = None,
+        **metadata: Any,
+    ) -> None:
+        """Queue an audit entry that changes no state; lost, not raised, if the disk is full."""
+        engine = live.engine if live else None
+        owner = product or (live.owner.product if live else None)
+        fact = f.Noted(
+            at_ms=self.clock.wall_ms(),
+            actor=actor,
+            duration_ms=duration_ms,
+            metadata=metadata,
+            action=action,
+            outcome=outcome,
+            product_id=owner.product_id if owner else None,
+            user_id=engine.user_id if engine else user_id,
+            engine_id=engine.engine_id if engine else None,
+        )
+        try:
+            self.record(fact).add_done_callback(_seen)
+        except StorageUnavailableError:
+            log.warning("not audited, the journal cannot be written: %s", action)
+
+    def _follow(self, fact: f.AnyFact) -> Engine | None:
+        if isinstance(fact, f.EngineFact):
+            return evolve(self.ahead(fact.engine_id), fact)
+        return None
+
+    def _reserve(self, fact: f.AnyFact, after: Engine | None) -> None:
+        if isinstance(fact, f.EngineFact):
+            self._ahead[fact.engine_id] = after
+        match fact:
+            case f.Provisioned():
+                self.ports.lease(fact.port)
+                self.products[fact.product_id].taken[fact.user_id] = fact.engine_id
+            case f.PortMoved():
+                self.ports.lease(fact.port)
+            case f.ProductRegistered():
+                self.index.slugs.add(fact.slug)
+            case _:
+                pass  # holds nothing
+
+    def abandon(self) -> None:
+        """Forget every queued fact: the journal could not write them."""
+        for fact, _ in self._pending:
+            match fact:
+                case f.Provisioned():
+                    self.ports.release(fact.port)
+                    del self.products[fact.product_id].taken[fact.user_id]
+                case f.PortMoved():
+                    self.ports.release(fact.port)
+                case f.ProductRegistered():
+                    self.index.slugs.discard(fact.slug)
+                case _:
+                    pass  # held nothing
+        self._pending.clear()
+        self._ahead.clear()
+
+    def apply(self, batch: Iterable[tuple[int, f.AnyFact]]) -> None:
+        """Install facts that are durable now, in order."""
+        for number, fact in batch:
+            pending = self._pending.popleft()
+            assert pending.fact is fact
+            if isinstance(fact, f.EngineFact) and self._ahead[fact.engine_id] is pending.after:
+                del self._ahead[fact.engine_id]
+            self.index.install(fact, pending.after)
+            self._count(fact)
+            self.trail.add(number, fact)
+            self._tell(fact)
+
+    # Replay
+
+    def load(
+        self, snapshot: Iterable[SnapshotRecord], tail: Iterable[tuple[int, f.AnyFact]]
+    ) -> None:
+        """Rebuild the fleet from the journal.
+
+        Raises:
+            JournalError: a fact cannot follow; names its number and the state.
+            KeyUnsealError: an engine key does not open with the master key.
+        """
+        for record in snapshot:
+            self.index.restore(record)
+        for number, fact in tail:
+            try:
+                after = self._follow(fact)
+            except IllegalTransitionError as error:
+                raise JournalError(
+                    f"fact {number}: {error}", path="journal", hint="Run `enginegate journal dump`."
+                ) from error
+            self._reserve(fact, after)
+            self._ahead.clear()
+            self.index.install(fact, after)
+            self._count(fact)
+            self.trail.add(number, fact, tell=False)
+
+    def attach(self, writer: Writer, status: Callable[[], str]) -> None:
+        """Say where facts go from now on, and who knows whether they can."""
+        self._writer = writer
+        self._status = status
+
+    def snapshot(self) -> list[SnapshotRecord]:
+        """Return the durable state as records that `load` understands."""
+        return self.index.records()
+
+    # Folds
+
+    def _count(self, fact: f.AnyFact) -> None:
+        if isinstance(fact, f.EngineFact) and fact.product_id in self.products:
+            self.products[fact.product_id].tally.count(fact)
+
+    def _tell(self, fact: f.AnyFact) -> None:
+        for live in self._concerned(fact):
+            for listener in self.listeners:
+                listener(live, fact)
+
+    def _concerned(self, fact: f.AnyFact) -> Iterator[LiveEngine]:
+        if isinstance(fact, f.PolicyChanged):
+            yield from self.products[fact.product_id].engines.values()
+        elif isinstance(fact, f.EngineFact) and fact.engine_id in self.engines:
+            yield self.engines[fact.engine_id]
+
+
+def _seen(future: "asyncio.Future[int]") -> None:
+    """Mark the outcome as seen: nobody waits for a note."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,348 @@
+"""The composition root: builds everything from a Config, and owns every task.
+
+Start: lock and replay the journal, write a fresh snapshot, settle what a crash cut in
+half, then listen. Stop: take no new changes, let what runs finish within the grace,
+hand the rest to the next start, close the journal. Engines stay up.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from enginegate.admission import Admission
+from enginegate.api.app import build
+from enginegate.api.services import Services
+from enginegate.api.wire import encode_admit
+from enginegate.backends.base import Backend, EngineSpec
+from enginegate.backends.docker import DockerBackend
+from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
+from enginegate.clock import SystemClock
+from enginegate.config import Config, Secrets
+from enginegate.facts import AnyFact
+from enginegate.health import HealthLoop
+from enginegate.idle import IdleLoop
+from enginegate.journal import Committer, Journal
+from enginegate.keys import Keyring
+from enginegate.lifecycle import Lifecycle, Operations, Products
+from enginegate.lifecycle.ground import Ground
+from enginegate.model import Engine, SnapshotRecord
+from enginegate.ports import PortMap
+from enginegate.probe import Probe
+from enginegate.recovery import Recovery
+from enginegate.registry import Registry
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096  # clients the kernel queues while a successor recovers
+KEEP_ALIVE_S = 75
+SECOND_S = 1.0
+RETAIN_EVERY_S = 3600.0
+SYSTEMD_FIRST_FD = 3
+
+Ready = Callable[[str], None]
+"""Told the URL, once, when requests are accepted."""
+
+
+def serve(config: Config, secrets: Secrets, ready: Ready) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        JournalError: the data directory cannot be used as it is.
+        OSError: the address cannot be bound.
+    """
+    if not __debug__:
+        raise SystemExit("enginegate does not run under python -O: its asserts are its invariants")
+    listener = _listener(config)
+    with listener:
+        _runner()(Server(config, secrets, listener).run(ready))
+    return 0
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    import uvloop
+
+    return uvloop.run
+
+
+class Server:
+    """One enginegate from start to stop."""
+
+    def __init__(self, config: Config, secrets: Secrets, listener: socket.socket) -> None:
+        self.config = config
+        self.secrets = secrets
+        self.listener = listener
+        self.clock = SystemClock()
+
+    async def run(self, ready: Ready) -> None:
+        """Do everything, in order; return when stopped cleanly."""
+        keyring = Keyring(self.secrets.master_keys)
+        journal = Journal.open(Path(self.config.data_dir), key_id=keyring.key_id)
+        async with AsyncExitStack() as closing:
+            closing.callback(journal.close)
+            probe = Probe(require_status_ok=self.config.health.require_status_ok)
+            closing.push_async_callback(probe.close)
+            backend = make_backend(self.config, journal.instance, probe)
+            registry = make_registry(self.config, keyring, backend.url)
+            registry.load(journal.snapshot, journal.tail)
+            journal.release_replay()
+            journal.begin(registry.snapshot())
+            journal.on_sync = registry.meters.synced
+            registry.trail.history = lambda before: journal.history(before=before)
+            committer = Committer(
+                journal,
+                apply=registry.apply,
+                abandon=registry.abandon,
+                snapshot_source=registry.snapshot,
+            )
+            registry.attach(committer, lambda: journal.status)
+            closing.push_async_callback(backend.close)
+            await backend.open()
+            ground = Ground(
+                registry=registry,
+                backend=backend,
+                probe=probe,
+                keyring=keyring,
+                clock=self.clock,
+                config=self.config,
+            )
+            await self._serve(ground, journal, committer, ready)
+
+    async def _serve(
+        self, ground: Ground, journal: Journal, committer: Committer, ready: Ready
+    ) -> None:
+        async with asyncio.TaskGroup() as tasks:
+
+            def spawn(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+                return tasks.create_task(work, name=name)
+
+            writing = spawn(committer.run(), "journal")
+            parts = Parts(ground, self.secrets, spawn)
+            await parts.recovery.at_start()
+            parts.idle.plan_all()
+            loops = [spawn(work, name) for name, work in parts.loops(journal)]
+            gc.collect()
+            gc.freeze()
+            await self._listen(parts, ready)
+            for loop in loops:
+                loop.cancel()
+            await committer.close()
+            await asyncio.wait([writing])
+
+    async def _listen(self, parts: "Parts", ready: Ready) -> None:
+        """Answer requests until told to stop, then finish what is at work."""
+        services, operations = parts.services, parts.operations
+        http = HttpServer(
+            uvicorn.Config(
+                build(services),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(self.config.server.shutdown_grace_s) + 1,
+            )
+        )
+        ended: list[asyncio.Task[None]] = []
+
+        def stop() -> None:
+            if not ended:
+                services.phase.name = "stopping"
+                services.registry.trail.end_all()
+                grace_s = self.config.server.shutdown_grace_s
+                ended.append(parts.spawn(operations.close(grace_s), "shutdown"))
+            http.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        host, port = self.listener.getsockname()[:2]
+        services.phase.name = "serving"
+        http.on_started = lambda: ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await http.serve(sockets=[self.listener])
+        stop()
+        await asyncio.wait(ended)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers, so that a stop ends with exit code 0."""
+
+    on_started: Callable[[], None] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_started:
+            self.on_started()
+
+
+class Parts:
+    """The parts of a running gate, wired once."""
+
+    def __init__(self, ground: Ground, secrets: Secrets, spawn: Any) -> None:
+        self.ground = ground
+        self.spawn = spawn
+        registry, clock = ground.registry, ground.clock
+        self.operations = Operations(spawn=spawn, clock=clock, meters=registry.meters)
+        self.lifecycle = Lifecycle(ground, self.operations)
+        self.products = Products(registry=registry, lifecycle=self.lifecycle, clock=clock)
+        self.health = HealthLoop(ground, self.lifecycle)
+        self.idle = IdleLoop(ground, self.lifecycle, spawn=spawn)
+        self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
+        self.admission = Admission(
+            registry=registry,
+            lifecycle=self.lifecycle,
+            health=self.health,
+            clock=clock,
+            encode=encode_admit,
+        )
+        self.services = Services(
+            config=ground.config,
+            secrets=secrets,
+            registry=registry,
+            lifecycle=self.lifecycle,
+            products=self.products,
+            admission=self.admission,
+            health=self.health,
+            clock=clock,
+            started_at=clock.now(),
+        )
+
+    def loops(self, journal: Journal) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """Return what runs beside the requests, by name."""
+        return [
+            ("probes", self.health.sweep_forever()),
+            ("watch", self.health.watch_forever()),
+            ("restarts", self.health.restart_forever()),
+            ("idle", self.idle.run_forever()),
+            ("compare", self.recovery.compare_forever()),
+            ("ticks", self._tick_forever()),
+            ("retention", self._retain_forever(journal)),
+        ]
+
+    async def _tick_forever(self) -> None:
+        """Once a second: what keeps counters and windows of the last minute right."""
+        registry = self.ground.registry
+        while True:
+            before = self.ground.clock.now()
+            await self.ground.clock.sleep(SECOND_S)
+            registry.meters.loop_lag_s.add(max(self.ground.clock.now() - before - SECOND_S, 0.0))
+            for product in registry.products.values():
+                product.traffic.tick()
+            self.admission.flush_denials()
+            await self.recovery.drop_old_keys()
+
+    async def _retain_forever(self, journal: Journal) -> None:
+        """Now and then: drop what is older or larger than `[audit]` allows."""
+        audit = self.ground.config.audit
+        while True:
+            await asyncio.to_thread(journal.retain, days=audit.retention_days, max_mb=audit.max_mb)
+            await self.ground.clock.sleep(RETAIN_EVERY_S)
+
+
+def make_backend(config: Config, instance: str, probe: Probe) -> Backend:
+    """Return the backend that the configuration names; the only place that knows both."""
+    engine = config.engine
+    if engine.backend == "docker":
+        return DockerBackend(
+            instance=instance,
+            container_port=engine.container_port,
+            url_mode=engine.url_mode,
+            advertise_host=engine.advertise_host,
+            publish_address=engine.publish_address,
+            network=engine.network,
+            env=engine.env,
+            env_passthrough=engine.env_passthrough,
+            catalog_dir=engine.catalog_dir,
+            limits=engine.limits,
+            rotate_mode=engine.rotate_mode,
+        )
+    return ProcessBackend(
+        data_dir=Path(config.data_dir).resolve(),
+        command=engine.command or SAMPLE_COMMAND,
+        env=engine.env,
+        env_passthrough=engine.env_passthrough,
+        catalog_dir=engine.catalog_dir,
+        advertise_host=engine.advertise_host,
+        publish_address=engine.publish_address,
+        instance=instance,
+        own_sources=lambda: probe.sources,
+    )
+
+
+def make_registry(config: Config, keyring: Keyring, url: Callable[[EngineSpec], str]) -> Registry:
+    """Return an empty registry for this configuration."""
+
+    def url_of(engine: Engine) -> str:
+        return url(
+            EngineSpec(
+                engine_id=engine.engine_id,
+                engine_version=engine.engine_version,
+                port=engine.port,
+                key_hashes=(engine.key_hash,),
+            )
+        )
+
+    return Registry(
+        ports=PortMap(config.ports.min, config.ports.max),
+        keyring=keyring,
+        clock=SystemClock(),
+        url_of=url_of,
+        sleep_after_s=config.idle.sleep_after_s,
+    )
+
+
+class _Blind:
+    """Stands in for the keyring where no key is needed."""
+
+    def open(self, engine_id: str, sealed: str) -> str:  # noqa: ARG002 - the keyring's shape
+        return ""
+
+
+def fold(
+    snapshot: Iterable[SnapshotRecord], tail: Iterable[tuple[int, AnyFact]]
+) -> list[SnapshotRecord]:
+    """Return the state that a snapshot and the facts after it add up to; needs no key."""
+    ports = Config().ports
+    registry = Registry(
+        ports=PortMap(ports.min, ports.max),
+        keyring=_Blind(),
+        clock=SystemClock(),
+        url_of=lambda _: "",
+        sleep_after_s=0,
+    )
+    registry.load(snapshot, tail)
+    return registry.snapshot()
+
+
+def _listener(config: Config) -> socket.socket:
+    """Return the listening socket: inherited from systemd, or bound here.
+
+    Bound early, so that a taken address is known before anything else is touched; it
+    listens only once uvicorn starts, so nobody is accepted too soon.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return socket.socket(fileno=SYSTEMD_FIRST_FD)
+    host, port = config.server.host, config.server.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return bound

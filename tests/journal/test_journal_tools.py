@@ -1,0 +1,189 @@
+"""The offline tools: verify, dump, compact, repair."""
+
+import json
+import os
+
+import pytest
+from journal_rig import (
+    KEY,
+    FaultyStorage,
+    begun,
+    booted,
+    crash,
+    engine,
+    note,
+    opened,
+    product,
+    provisioned,
+    segments,
+    snapshots,
+)
+
+from enginegate.errors import JournalError
+from enginegate.facts import AnyFact
+from enginegate.journal import compact, dump, repair, verify
+from enginegate.model import SnapshotRecord
+
+
+def fold(records: list[SnapshotRecord], facts: list[tuple[int, AnyFact]]) -> list[SnapshotRecord]:
+    return [*records, *(engine(number) for number, _ in facts)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A directory with two starts and five facts."""
+    with begun(tmp_path / "data", [product()]) as journal:
+        journal.append([provisioned(1), booted(1)])
+    with begun(tmp_path / "data", [product()]) as journal:
+        journal.append([note(1, size=50)])
+        journal.append([note(2, size=50), booted(2)])
+        crash(journal)
+    return tmp_path / "data"
+
+
+def tear(directory) -> None:
+    """Leave the last frame half written."""
+    path = segments(directory)[-1]
+    content = path.read_bytes()
+    used = len(content.rstrip(b"\0"))
+    path.write_bytes(content[: used - 20].ljust(len(content), b"\0"))
+
+
+def rot(path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_clean_directory_is_verified(data):
+    """Verify counts files, frames and facts, finds nothing, changes nothing, exits 0."""
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    report = verify(data, KEY)
+    assert (report.verdict, report.exit_code) == ("clean", 0)
+    assert (report.files, report.segments, report.snapshots) == (4, 2, 2)
+    assert (report.facts, report.frames) == (5, 6)
+    assert before == {path.name: path.read_bytes() for path in data.iterdir()}
+
+
+def test_verify_works_on_a_copy_without_a_lock(data):
+    """A read-only copy is verified; no lock file is made in it."""
+    (data / "LOCK").unlink()
+    assert verify(data).exit_code == 0
+    assert not (data / "LOCK").exists()
+
+
+def test_verify_says_who_is_using_the_directory(data):
+    """A directory in use can be verified; the report names the holder."""
+    with opened(data):
+        assert verify(data).in_use_by == str(os.getpid())
+    assert verify(data).in_use_by is None
+
+
+def test_a_torn_tail_is_reported(data):
+    """A torn tail is exit code 1, with file and offset; it stays where it is."""
+    tear(data)
+    report = verify(data)
+    assert (report.verdict, report.exit_code, report.facts) == ("torn", 1, 3)
+    assert report.path == str(segments(data)[-1])
+    assert report.offset
+    assert not (data / "quarantine").exists()
+
+
+def test_damage_is_reported_with_its_place(data):
+    """Damage is exit code 2, with file and offset, in archived files as well."""
+    rot(segments(data)[0], 250)
+    report = verify(data)
+    assert (report.verdict, report.exit_code) == ("damage", 2)
+    assert report.path == str(segments(data)[0])
+
+
+def test_a_damaged_snapshot_is_reported_though_an_older_one_would_do(data):
+    """Verify is stricter than a start: a lost generation is damage, also beside a torn tail."""
+    rot(snapshots(data)[-1], 50)
+    tear(data)
+    report = verify(data)
+    assert report.verdict == "damage"
+    assert report.path == str(snapshots(data)[-1])
+
+
+def test_verify_with_another_key_is_refused(data):
+    """A directory of another master key does not pass for clean."""
+    report = verify(data, "other")
+    assert report.exit_code == 2
+    assert "wrong master key" in report.message
+
+
+def test_verify_of_nothing(tmp_path):
+    """A missing directory is reported, not raised; an empty one is clean."""
+    assert verify(tmp_path / "missing").exit_code == 2
+    assert verify(tmp_path).exit_code == 0
+
+
+def test_a_dump_hides_secrets(data):
+    """Every fact is dumped with its number, oldest first, as JSON, without keys or digests."""
+    lines = list(dump(data))
+    assert [line["number"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[0]["fact"]["t"] == "engine.provisioned"
+    assert lines[0]["fact"]["sealed_key"] == lines[0]["fact"]["key_hash"] == "***"
+    assert "secret" not in json.dumps(lines)
+
+
+def test_a_dump_wants_the_directory_for_itself(data):
+    """A dump of a directory in use is refused with exit code 75."""
+    with opened(data), pytest.raises(JournalError) as caught:
+        next(dump(data))
+    assert caught.value.exit_code == 75
+
+
+def test_compacting_writes_a_new_generation(data):
+    """Compaction folds the facts into a new snapshot; numbers go on where they were."""
+    assert compact(data, KEY, fold) == []
+    with opened(data) as journal:
+        assert journal.snapshot == [product(), engine(3), engine(4), engine(5)]
+        assert (journal.tail, journal.next_number) == ([], 6)
+
+
+@pytest.mark.parametrize(("limits", "left"), [({}, 5), ({"days": 0}, 3), ({"max_mb": 0}, 3)])
+def test_compacting_may_limit_the_archive(data, limits, left):
+    """With limits given, compaction clears out the archive as a server would."""
+    for _ in range(2):
+        compact(data, KEY, fold)
+    compact(data, KEY, fold, **limits)
+    assert len(segments(data)) == left
+
+
+def test_repair_drops_a_torn_tail(data):
+    """Repair drops a torn tail into the quarantine and leaves a clean directory."""
+    tear(data)
+    (warning,) = repair(data, KEY, fold)
+    assert "dropped" in warning
+    assert verify(data).exit_code == 0
+    assert list((data / "quarantine").iterdir())
+
+
+def test_repair_drops_a_suspect_tail_only_when_told(data):
+    """A suspect tail goes only with the explicit flag."""
+    path = segments(data)[-1]
+    rot(path, len(path.read_bytes().rstrip(b"\0")) - 30)
+    with pytest.raises(JournalError, match="suspect"):
+        repair(data, KEY, fold)
+    repair(data, KEY, fold, drop_suspect_tail=True)
+    assert verify(data).exit_code == 0
+    with opened(data) as journal:
+        assert journal.next_number == 4
+
+
+def test_repair_does_not_touch_damage(data):
+    """Damage before the tail is not repaired."""
+    path = segments(data)[-1]
+    rot(path, 250)
+    with pytest.raises(JournalError, match="damaged"):
+        repair(data, KEY, fold, drop_suspect_tail=True)
+
+
+def test_an_unreadable_file_is_no_size(data):
+    """Retention goes on where a file cannot be opened to be measured."""
+    storage = FaultyStorage()
+    with begun(data, [product()], storage=storage) as journal:
+        storage.faults["open"] = 13
+        assert journal.retain(days=0, max_mb=1) == 0

@@ -1,0 +1,210 @@
+"""Probes, crashes, automatic restarts, and when to leave engines alone."""
+
+import asyncio
+from typing import Any
+
+from enginegate.admission import Refused
+from enginegate.backends.base import BackendEvent
+from enginegate.config import Config, Health, Restart
+from tests.fakes import settle
+
+QUICK = Config(
+    health=Health(interval_s=10, max_failures=3),
+    restart=Restart(backoff_base_s=5, backoff_max_s=40, max_attempts=3),
+)
+
+
+async def test_a_crash_is_noticed_at_once_and_the_engine_comes_back(
+    make_gate: Any, clock: Any
+) -> None:
+    """No probe is needed: failed in the same moment, running after backoff and boot."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.crash(live.engine.engine_id, exit_code=3)
+    await settle()
+    assert live.engine.status == "failed"
+    failed = next(e for e in gate.registry.trail.recent if e.action == "health_failed")
+    assert (failed.metadata["reason"], failed.metadata["exit_code"]) == ("exited", 3)
+    await clock.advance(5.2)
+    assert live.running
+    assert gate.actions()[-2:] == ["auto_restart_start", "auto_restart_success"]
+
+
+async def test_an_unhealthy_engine_is_restarted_until_the_gate_gives_up(
+    make_gate: Any, clock: Any
+) -> None:
+    """health_failed, every attempt, gave_up, engine_unhealthy; then a start revives it."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.healthy = False
+    await clock.advance(600)
+    assert gate.actions() == [
+        "policy_register",
+        "provision",
+        "health_check!",
+        "health_failed!",
+        *["auto_restart_start", "auto_restart_failed!"] * 3,
+        "auto_restart_gave_up!",
+    ]
+    assert await gate.admit(owner) == Refused("engine_unhealthy")
+    assert not fake.alive
+    fake.healthy = True
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    assert (live.running, live.engine.restart_attempts) == (True, 0)
+
+
+async def test_the_count_of_attempts_starts_anew_after_a_time_of_health(
+    make_gate: Any, clock: Any
+) -> None:
+    """Two crashes close together count up; after backoff_max_s of health it is one again."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    for expected in (1, 2):
+        gate.backend.crash(live.engine.engine_id)
+        await clock.advance(15)
+        assert (live.running, live.engine.restart_attempts) == (True, expected)
+    await clock.advance(41)
+    gate.backend.crash(live.engine.engine_id)
+    await clock.advance(15)
+    assert live.engine.restart_attempts == 1
+
+
+async def test_one_bad_probe_is_a_flip_not_a_failure(make_gate: Any, clock: Any) -> None:
+    """health_check entries mark ok to failing and back, nothing else."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.healthy = False
+    await clock.advance(10)
+    fake.healthy = True
+    await clock.advance(30)
+    assert gate.actions()[2:] == ["health_check!", "health_check"]
+    assert live.healthy_at_ms is not None
+
+
+async def test_a_backend_that_is_down_is_not_the_engines_fault(make_gate: Any, clock: Any) -> None:
+    """Failed probes do not count while nobody can say how the engines are."""
+    gate = await make_gate(QUICK)
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.engine(live.engine.engine_id).healthy = False
+    gate.backend.down = True
+    for _ in range(5):
+        await gate.health.sweep()
+    assert (live.running, gate.health.backend_ok) == (True, False)
+    gate.backend.down = False
+    await gate.health.sweep()
+    assert (live.running, live.probe_failures) == (True, 1)
+
+
+async def test_a_shared_outage_restarts_nobody(make_gate: Any) -> None:
+    """More than max(5, 20 %) failing in one sweep: suspended, audited, nobody failed."""
+    gate = await make_gate(QUICK)
+    owner = await gate.product()
+    lives = [await gate.engine(owner, f"user{n}") for n in range(6)]
+    for live in lives:
+        gate.backend.engine(live.engine.engine_id).healthy = False
+    for _ in range(3):
+        await gate.health.sweep()
+    await settle()
+    assert all(live.running for live in lives)
+    assert gate.actions()[-1] == "restarts_suspended"
+    gate.backend.engine(lives[0].engine.engine_id).healthy = True
+    await gate.health.sweep()
+    assert [live.engine.status for live in lives] == ["running", *["failed"] * 5]
+
+
+async def test_a_probe_of_an_earlier_life_is_dropped(gate: Any, clock: Any) -> None:
+    """A result that comes after a stop and start says nothing about the new life."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.engine(live.engine.engine_id).probe_delay_s = 20
+    sweeping = asyncio.create_task(gate.health.sweep())
+    await settle()
+    gate.backend.engine(live.engine.engine_id).probe_delay_s = 0
+    await gate.lifecycle.stop(live, actor="acme")
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    await clock.advance(11)
+    await sweeping
+    assert live.probe_failures == 0
+
+
+async def test_an_event_that_is_not_true_changes_nothing(gate: Any) -> None:
+    """Events are hints: the backend is asked before an engine is failed."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.emit(BackendEvent(kind="exited", engine_id=live.engine.engine_id))
+    gate.backend.emit(BackendEvent(kind="exited", engine_id="nobody"))
+    await settle()
+    assert live.running
+    gate.backend.fail("inspect")
+    gate.backend.emit(BackendEvent(kind="exited", engine_id=live.engine.engine_id))
+    await settle()
+    assert live.running
+
+
+async def test_an_exit_during_the_boot_ends_the_wait(gate: Any, clock: Any) -> None:
+    """Nobody waits for the boot time-out of an engine that is gone."""
+    gate.backend.boot_s = 30
+    owner = await gate.product()
+    booting = asyncio.create_task(gate.engine(owner))
+    await settle()
+    await clock.advance(1)
+    gate.backend.crash(owner.engines["ann"].engine.engine_id)
+    await clock.advance(1)
+    assert booting.done()
+    assert owner.engines["ann"].engine.status == "failed"
+    assert booting.exception() is not None
+
+
+async def test_restarts_wait_for_a_journal_that_can_be_written(make_gate: Any, clock: Any) -> None:
+    """A full disk postpones the attempt; it is made when there is room."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    gate.journal.status = "full"
+    await clock.advance(20)
+    assert live.engine.status == "failed"
+    gate.journal.status = "ok"
+    await clock.advance(2)
+    assert live.running
+
+
+async def test_a_stop_cancels_a_planned_restart(make_gate: Any, clock: Any) -> None:
+    """A stopped engine stays stopped."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    await gate.lifecycle.stop(live, actor="acme")
+    await clock.advance(100)
+    assert live.engine.status == "stopped"
+
+
+async def test_a_backend_that_is_away_costs_no_attempts(make_gate: Any, clock: Any) -> None:
+    """Attempts that could not even be made are not the engine's."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    gate.backend.down = True
+    await clock.advance(300)
+    gate.backend.down = False
+    await clock.advance(60)
+    assert live.running

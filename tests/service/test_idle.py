@@ -1,0 +1,155 @@
+"""Who is put to sleep, when, and who never."""
+
+import asyncio
+from typing import Any
+
+from enginegate.admission import Admitted
+from enginegate.backends.base import Connection
+from enginegate.model import Policy
+from tests.fakes import settle
+
+
+async def test_a_quiet_engine_sleeps_at_the_end_of_its_lease(gate: Any, clock: Any) -> None:
+    """Not before, and within a second after."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=60)
+    live = await gate.engine(owner)
+    await clock.advance(59.8)
+    assert live.running
+    await clock.advance(1.2)
+    assert (live.engine.status, live.engine.reason) == ("sleeping", "idle")
+
+
+async def test_admits_and_touches_keep_it_awake_and_nothing_else_does(
+    gate: Any, clock: Any
+) -> None:
+    """Dry admits and refused calls leave the lease alone."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=60)
+    live = await gate.engine(owner)
+    await clock.advance(50)
+    assert gate.warm() is not None
+    await clock.advance(50)
+    assert live.running
+    await gate.admit(owner, touch=False)
+    await clock.advance(11.2)
+    assert live.engine.status == "sleeping"
+
+
+async def test_zero_means_never(gate: Any, clock: Any) -> None:
+    """idle_sleep_s 0 keeps an engine awake for ever."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=0)
+    live = await gate.engine(owner)
+    await clock.advance(3600)
+    assert live.running
+
+
+async def test_a_changed_policy_counts_from_now(gate: Any, clock: Any) -> None:
+    """Leases move when the policy does."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=0)
+    live = await gate.engine(owner)
+    await gate.products.set_policy(owner.product.product_id, Policy(idle_sleep_s=10))
+    await clock.advance(9)
+    assert live.running
+    await clock.advance(2.2)
+    assert live.engine.status == "sleeping"
+
+
+async def test_a_busy_engine_is_asked_again_and_sleeps_when_it_is_done(
+    gate: Any, clock: Any
+) -> None:
+    """A veto moves the deadline by a part of the lease and leaves one audit entry."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=20)
+    live = await gate.engine(owner)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.busy = True
+    await clock.advance(50)
+    assert live.running
+    assert gate.actions().count("sleep_vetoed!") == 1
+    assert live.vetoes[-1].kind == "busy"
+    fake.busy, fake.connections = False, [Connection(1.0)]
+    await clock.advance(10)
+    assert live.vetoes[-1].kind == "connections"
+    fake.connections = []
+    await clock.advance(3)
+    assert live.engine.status == "sleeping"
+
+
+async def test_an_engine_that_does_not_answer_is_not_frozen(gate: Any, clock: Any) -> None:
+    """Unhealthy is for the health loop to judge; unknown is no permission either."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.healthy = False
+    assert (await gate.lifecycle.quietness.veto(live, idle=True)).kind == "unanswered"
+    assert await gate.lifecycle.quietness.veto(live, idle=False) is None
+    fake.healthy = True
+    gate.backend.fail("connections")
+    assert (await gate.lifecycle.quietness.veto(live, idle=True)).kind == "unknown"
+
+
+async def test_an_admit_during_the_freeze_reverses_it(gate: Any, clock: Any) -> None:
+    """The caller is admitted, the engine thawed, and no sleep is recorded."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=10)
+    live = await gate.engine(owner)
+    hang = gate.backend.hang("pause")
+    await clock.advance(10.5)
+    await hang.reached.wait()
+    assert gate.warm() is None
+    caller = asyncio.create_task(gate.admit(owner))
+    await settle()
+    hang.release()
+    assert isinstance(await caller, Admitted)
+    assert live.running
+    assert gate.backend.engine(live.engine.engine_id).presence == "running"
+    assert "sleep" not in gate.actions()
+    await clock.advance(11)
+    assert live.engine.status == "sleeping"
+
+
+async def test_an_admit_between_the_probe_and_the_freeze_keeps_it_awake(
+    gate: Any, clock: Any
+) -> None:
+    """The lease is looked at again right before the freeze."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=10)
+    live = await gate.engine(owner)
+    hang = gate.backend.hang("connections")
+    await clock.advance(10.5)
+    await hang.reached.wait()
+    assert gate.warm() is not None
+    hang.release()
+    await settle()
+    assert live.running
+    assert gate.backend.count("pause") == 0
+
+
+async def test_a_freeze_that_fails_is_tried_again_later(gate: Any, clock: Any) -> None:
+    """The engine stays in service meanwhile."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=10)
+    live = await gate.engine(owner)
+    gate.backend.fail("pause")
+    await clock.advance(10.5)
+    assert live.running
+    await clock.advance(2)
+    assert live.engine.status == "sleeping"
+
+
+async def test_engines_at_work_or_without_a_journal_are_looked_at_later(
+    gate: Any, clock: Any
+) -> None:
+    """Nothing is frozen that could not be recorded."""
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=10)
+    live = await gate.engine(owner)
+    gate.journal.status = "full"
+    await clock.advance(15)
+    assert live.running
+    gate.journal.status = "ok"
+    await clock.advance(1.5)
+    assert live.engine.status == "sleeping"

@@ -1,0 +1,396 @@
+"""The verbs: what each does, refuses and leaves behind."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from enginegate.backends.base import Connection
+from enginegate.config import Config, EngineSettings
+from enginegate.errors import (
+    BackendError,
+    BackendFailedError,
+    BackendUnavailableError,
+    EngineAlreadyExistsError,
+    EngineAlreadyRunningError,
+    EngineBusyError,
+    EngineNotFoundError,
+    EngineNotRunningError,
+    GateError,
+    ImageUnavailableError,
+    InternalError,
+    PolicyDeniedError,
+    ProductNotFoundError,
+    ProductSlugExistsError,
+    ShuttingDownError,
+    StorageUnavailableError,
+)
+from enginegate.model import Policy
+from tests.fakes import settle
+
+DOCKER_LIKE = Config(engine=EngineSettings(image="engine:1", allowed_images=("engine:2",)))
+
+
+async def test_a_second_provision_is_refused_with_the_state(gate: Any) -> None:
+    """ENGINE_ALREADY_EXISTS comes at once, also during the boot, and names the engine."""
+    owner = await gate.product()
+    hang = gate.backend.hang("start")
+    first = asyncio.create_task(gate.engine(owner))
+    await hang.reached.wait()
+    with pytest.raises(EngineAlreadyExistsError) as error:
+        await gate.engine(owner)
+    assert error.value.fields["status"] == "provisioning"
+    hang.release()
+    assert error.value.fields["engine_id"] == (await first).engine.engine_id
+
+
+async def test_simultaneous_provisions_of_one_user_make_one(gate: Any) -> None:
+    """One works, the others hear that it exists."""
+    owner = await gate.product()
+    ends = await asyncio.gather(*(gate.engine(owner) for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(end, EngineAlreadyExistsError) for end in ends) == 4
+
+
+async def test_versions_are_those_the_operator_allows(make_gate: Any) -> None:
+    """Anything else is POLICY_DENIED before anything is made."""
+    gate = await make_gate(DOCKER_LIKE)
+    owner = await gate.product()
+    with pytest.raises(PolicyDeniedError):
+        await gate.lifecycle.provision(owner, "ann", version="evil:1", actor="acme")
+    live = await gate.lifecycle.provision(owner, "ann", version="engine:2", actor="acme")
+    assert live.engine.engine_version == "engine:2"
+
+
+async def test_an_upgrade_is_a_start_of_a_stopped_engine(make_gate: Any) -> None:
+    """Another version on the same data; a running engine must be stopped first."""
+    gate = await make_gate(DOCKER_LIKE)
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    with pytest.raises(EngineAlreadyRunningError):
+        await gate.lifecycle.start(live, version="engine:2", actor="acme")
+    await gate.lifecycle.sleep(live, actor="acme")
+    with pytest.raises(EngineAlreadyRunningError):
+        await gate.lifecycle.start(live, version="engine:2", actor="acme")
+    await gate.lifecycle.stop(live, actor="acme")
+    await gate.lifecycle.start(live, version="engine:2", actor="acme")
+    assert gate.backend.engine(live.engine.engine_id).spec.engine_version == "engine:2"
+
+
+async def test_start_brings_back_from_every_resting_state(gate: Any) -> None:
+    """stopped, sleeping and failed engines start; a running one says so."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.stop(live, actor="acme")
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    await gate.lifecycle.sleep(live, actor="acme")
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    assert live.running
+    with pytest.raises(EngineAlreadyRunningError):
+        await gate.lifecycle.start(live, version=None, actor="acme")
+    assert gate.actions()[-4:] == ["stop", "start", "sleep", "start"]
+
+
+async def test_a_start_that_fails_leaves_a_failed_engine(gate: Any) -> None:
+    """The audit trail has the failed start, and a restart is planned."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.stop(live, actor="acme")
+    gate.backend.fail("start")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.start(live, version=None, actor="acme")
+    assert (live.engine.status, gate.actions()[-1]) == ("failed", "start!")
+
+
+async def test_stopping_twice_is_refused(gate: Any) -> None:
+    """ENGINE_NOT_RUNNING names the state."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.stop(live, actor="acme")
+    with pytest.raises(EngineNotRunningError) as error:
+        await gate.lifecycle.stop(live, actor="acme")
+    assert error.value.fields == {"status": "stopped"}
+
+
+async def test_two_callers_of_one_verb_share_the_work(gate: Any) -> None:
+    """Both are told that it is done, and it is done once."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await asyncio.gather(*(gate.lifecycle.stop(live, actor="acme") for _ in range(3)))
+    assert gate.backend.count("stop") == 1
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    keys = await asyncio.gather(*(gate.lifecycle.rotate_key(live, actor="a") for _ in range(3)))
+    assert len(set(keys)) == 1
+
+
+async def test_a_conflicting_verb_waits_its_turn(gate: Any) -> None:
+    """stop, then start: the start finds a stopped engine."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    hang = gate.backend.hang("stop")
+    stopping = asyncio.create_task(gate.lifecycle.stop(live, actor="acme"))
+    await hang.reached.wait()
+    starting = asyncio.create_task(gate.lifecycle.start(live, version=None, actor="acme"))
+    await settle()
+    hang.release()
+    await asyncio.gather(stopping, starting)
+    assert live.running
+
+
+async def test_a_verb_that_waited_for_a_destroy_finds_nothing(gate: Any) -> None:
+    """ENGINE_NOT_FOUND, not an accident."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    hang = gate.backend.hang("destroy")
+    going = asyncio.create_task(gate.lifecycle.destroy(live, actor="acme"))
+    await hang.reached.wait()
+    late = asyncio.create_task(gate.lifecycle.stop(live, actor="acme"))
+    await settle()
+    hang.release()
+    await going
+    with pytest.raises(EngineNotFoundError):
+        await late
+
+
+async def test_destroy_takes_everything_and_frees_the_port(gate: Any) -> None:
+    """Engine, data, row and port are gone, and the user may have a new one."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    port = live.engine.port
+    await gate.lifecycle.destroy(live, actor="acme")
+    assert (gate.registry.engines, gate.backend.world.volumes) == ({}, {})
+    assert (await gate.engine(owner)).engine.port == port
+
+
+async def test_a_destroy_that_fails_stays_destroying_and_is_tried_again(gate: Any) -> None:
+    """The caller hears of it, the periodic comparison finishes it."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.fail("destroy")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.destroy(live, actor="acme")
+    assert live.engine.status == "destroying"
+    await gate.recovery.compare()
+    await settle()
+    assert live.gone
+
+
+async def test_a_port_held_by_a_stranger_is_left_to_it(gate: Any) -> None:
+    """The engine moves to the next free port and the url follows."""
+    owner = await gate.product()
+    gate.backend.world.taken_ports.add(9001)
+    live = await gate.engine(owner)
+    assert (live.engine.port, live.url) == (9002, "http://127.0.0.1:9002")
+    assert gate.registry.ports.leased == {9002}
+
+
+async def test_a_busy_engine_is_not_put_to_sleep(gate: Any) -> None:
+    """Its own word and open connections refuse; force overrides; stale connections do not count."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.busy = True
+    with pytest.raises(EngineBusyError):
+        await gate.lifecycle.sleep(live, actor="acme")
+    fake.busy = False
+    fake.connections = [Connection(5.0)]
+    with pytest.raises(EngineBusyError):
+        await gate.lifecycle.sleep(live, actor="acme")
+    fake.connections = [Connection(901.0)]
+    assert await gate.lifecycle.sleep(live, actor="acme")
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    fake.busy = True
+    assert await gate.lifecycle.sleep(live, actor="acme", force=True)
+    with pytest.raises(EngineNotRunningError):
+        await gate.lifecycle.sleep(live, actor="acme")
+
+
+async def test_a_freeze_that_fails_is_told_and_audited(gate: Any) -> None:
+    """The engine stays running and admissible."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.fail("pause")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.sleep(live, actor="acme")
+    await settle()
+    assert gate.actions()[-1] == "sleep!"
+    assert gate.warm() is not None
+
+
+async def test_a_rotation_that_fails_keeps_the_old_key(gate: Any) -> None:
+    """The old engine comes back with its old key; the caller hears of the failure."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    key = live.api_key
+    gate.backend.fail("start")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    assert (live.api_key, live.running, live.engine.pending_key) == (key, True, None)
+    assert gate.actions()[-1] == "rotate_key!"
+
+
+async def test_a_rotation_that_cannot_come_back_fails_the_engine(gate: Any) -> None:
+    """If even the old one does not start, the engine is failed and will be restarted."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.fail("start", times=2)
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    assert live.engine.status == "failed"
+
+
+async def test_a_live_rotation_overlaps_and_then_drops_the_old_key(
+    make_gate: Any, clock: Any
+) -> None:
+    """Both hashes are in the file, the engine is not restarted, then only the new one stays."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60)))
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    old = live.engine.key_hash
+    await gate.lifecycle.rotate_key(live, actor="acme")
+    fake = gate.backend.engine(live.engine.engine_id)
+    assert fake.key_file == (live.engine.key_hash, old)
+    assert fake.life == 1
+    await clock.advance(61)
+    await gate.recovery.drop_old_keys()
+    assert fake.key_file == (live.engine.key_hash,)
+
+
+async def test_a_live_rotation_that_fails_puts_the_old_key_back(make_gate: Any) -> None:
+    """The old key stays the one in force."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live")))
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.fail("put_key")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    assert gate.backend.engine(live.engine.engine_id).key_file == (live.engine.key_hash,)
+
+
+async def test_only_running_engines_rotate(gate: Any) -> None:
+    """ENGINE_NOT_RUNNING for the rest."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.stop(live, actor="acme")
+    with pytest.raises(EngineNotRunningError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+
+
+async def test_an_unreachable_backend_is_said_and_an_image_is_named(gate: Any) -> None:
+    """BACKEND_UNAVAILABLE where nobody answered; the missing image by name."""
+    owner = await gate.product()
+    gate.backend.fail("start", error=BackendError("start", "", "x", unavailable=True))
+    with pytest.raises(BackendUnavailableError):
+        await gate.engine(owner)
+    gate.backend.fail("start", error=ImageUnavailableError("start", "", "engine:9"))
+    with pytest.raises(BackendFailedError, match="engine:9"):
+        await gate.engine(owner, "bob")
+
+
+async def test_a_bug_in_one_operation_is_an_internal_error(gate: Any) -> None:
+    """The caller gets a reference, the gate lives on."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.backend.fail("stop", error=ValueError("a bug"))
+    with pytest.raises(InternalError) as error:
+        await gate.lifecycle.stop(live, actor="acme")
+    assert error.value.fields["reference"] in error.value.message
+    await gate.lifecycle.stop(live, actor="acme")
+
+
+async def test_a_closed_gate_takes_no_new_work_and_hands_over_the_rest(
+    gate: Any, clock: Any
+) -> None:
+    """SHUTTING_DOWN for new changes and for those that did not finish in the grace."""
+    gate.backend.boot_s = 1000
+    owner = await gate.product()
+    waiter = asyncio.create_task(gate.engine(owner))
+    await settle()
+    await gate.operations.close(0.01)
+    with pytest.raises(ShuttingDownError):
+        await waiter
+    with pytest.raises(ShuttingDownError):
+        await gate.engine(owner, "bob")
+    with pytest.raises(ShuttingDownError):
+        await gate.products.register("late", "Late", Policy())
+
+
+async def test_an_operation_cancelled_before_its_first_step_is_settled(gate: Any) -> None:
+    """A destroy may come in the same loop turn; nobody is left waiting."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    stopping = gate.operations.begin(live, "stop", lambda _: asyncio.sleep(0), actor="acme")
+    stopping.overtake()
+    with pytest.raises(EngineNotFoundError):
+        await stopping.join()
+    assert live.operation is None
+
+
+async def test_a_journal_that_fails_leaves_nothing_reserved(gate: Any) -> None:
+    """User, port and slug are free again, and the caller hears STORAGE_UNAVAILABLE."""
+    owner = await gate.product()
+    gate.journal.failing = True
+    with pytest.raises(StorageUnavailableError):
+        await gate.engine(owner)
+    assert (owner.taken, gate.registry.ports.leased_count) == ({}, 0)
+    gate.journal.failing, gate.journal.status = False, "ok"
+    await gate.engine(owner)
+    gate.journal.failing = True
+    with pytest.raises(StorageUnavailableError):
+        await gate.products.register("other", "Other", Policy())
+    assert not gate.registry.slug_taken("other")
+
+
+async def test_a_slug_is_taken_once(gate: Any) -> None:
+    """Also by two registrations in one turn."""
+    ends = await asyncio.gather(
+        gate.products.register("acme", "A", Policy()),
+        gate.products.register("acme", "B", Policy()),
+        return_exceptions=True,
+    )
+    assert isinstance(ends[1], ProductSlugExistsError)
+
+
+async def test_a_rotated_platform_key_overlaps_for_as_long_as_asked(gate: Any, clock: Any) -> None:
+    """The old key works until the overlap ends, the new one at once."""
+    owner = await gate.product()
+    old = gate.key
+    new = (await gate.products.rotate_key(owner.product.product_id, overlap_s=10)).encode()
+    assert gate.product_by_key(old) is gate.product_by_key(new) is owner
+    await clock.advance(11)
+    assert gate.product_by_key(old) is None
+    third = (await gate.products.rotate_key(owner.product.product_id, overlap_s=0)).encode()
+    assert gate.product_by_key(new) is None
+    assert gate.product_by_key(third) is owner
+
+
+async def test_deleting_a_product_takes_its_engines_along(gate: Any) -> None:
+    """Its key stops at once, both callers get the count, the slug is free again."""
+    owner = await gate.product()
+    for user in ("ann", "bob"):
+        await gate.engine(owner, user)
+    product_id = owner.product.product_id
+    counts = await asyncio.gather(*(gate.products.delete(product_id) for _ in range(2)))
+    assert counts == [2, 2]
+    assert gate.product_by_key(gate.key) is None
+    assert gate.backend.world.engines == {}
+    with pytest.raises(ProductNotFoundError):
+        await gate.products.set_policy(product_id, Policy())
+    await gate.product()
+    assert gate.registry.retired.total_destroys == 2
+
+
+async def test_a_deletion_that_meets_a_failing_backend_is_finished_later(gate: Any) -> None:
+    """The caller hears of it; the comparison goes on with it."""
+    owner = await gate.product()
+    await gate.engine(owner)
+    gate.backend.fail("destroy")
+    with pytest.raises(GateError):
+        await gate.products.delete(owner.product.product_id)
+    assert owner.product.deleting
+    with pytest.raises(PolicyDeniedError):
+        await gate.engine(owner, "bob")
+    with pytest.raises(ProductNotFoundError):
+        await gate.products.rotate_key(owner.product.product_id, overlap_s=0)
+    await gate.recovery.compare()
+    await settle()
+    assert gate.registry.products == {}

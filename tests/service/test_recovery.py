@@ -1,0 +1,225 @@
+"""After a crash: what was answered is there, what was begun is finished or undone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from enginegate.backends.base import EngineSpec, Presence
+from enginegate.config import Config, EngineSettings
+from enginegate.model import Status
+from enginegate.registry import LiveEngine
+from tests.fakes import settle
+
+STEADY = {
+    Status.RUNNING: Presence.RUNNING,
+    Status.SLEEPING: Presence.PAUSED,
+    Status.STOPPED: Presence.STOPPED,
+}
+
+
+def agree(gate: Any) -> bool:
+    """Whether every row and what the backend has of it are of one mind."""
+    for live in gate.registry.engines.values():
+        fake = gate.backend.world.engines.get(live.engine.engine_id)
+        if live.engine.status not in STEADY or live.engine.pending_key is not None:
+            return False
+        if fake is None or fake.presence is not STEADY[live.engine.status]:
+            return False
+        if fake.alive and fake.key_file[0] != live.engine.key_hash:
+            return False
+    return set(gate.backend.alive) <= set(gate.registry.engines)
+
+
+async def test_surviving_engines_are_adopted_as_they_are(gate: Any) -> None:
+    """Same life, same key, a full lease, and nothing was started."""
+    owner = await gate.product(idle_sleep_s=100)
+    live = await gate.engine(owner)
+    again = await gate.crash_and_restart()
+    adopted = again.registry.engines[live.engine.engine_id]
+    assert (adopted.engine, adopted.api_key) == (live.engine, live.api_key)
+    assert adopted.lease_left_s(again.clock.now()) == 100
+    assert again.backend.count("start") == 0
+    assert again.warm() is not None
+    await again.close()
+
+
+Verb = Callable[[Any, LiveEngine], Awaitable[object]]
+VERBS: dict[str, tuple[str, Verb]] = {
+    "stop": ("running", lambda g, e: g.lifecycle.stop(e, actor="a")),
+    "start": ("stopped", lambda g, e: g.lifecycle.start(e, version=None, actor="a")),
+    "sleep": ("running", lambda g, e: g.lifecycle.sleep(e, actor="a")),
+    "wake": ("sleeping", lambda g, e: g.lifecycle.wake(e, actor="a")),
+    "rotate": ("running", lambda g, e: g.lifecycle.rotate_key(e, actor="a")),
+    "destroy": ("running", lambda g, e: g.lifecycle.destroy(e, actor="a")),
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_crash_at_any_backend_call_of_a_verb_is_put_right(
+    make_gate: Any, clock: Any, verb: str, after: bool
+) -> None:
+    """Row and backend agree again, whichever call the crash came before or after."""
+    state, act = VERBS[verb]
+    for nth in range(1, 10):
+        gate = await make_gate()
+        live = await gate.engine(await gate.product())
+        if state == "stopped":
+            await gate.lifecycle.stop(live, actor="a")
+        elif state == "sleeping":
+            await gate.lifecycle.sleep(live, actor="a")
+        gate.backend.die(nth=nth, after=after)
+        doing = asyncio.ensure_future(act(gate, live))
+        await settle()
+        finished = doing.done() and doing.exception() is None
+        doing.cancel()
+        again = await gate.crash_and_restart()
+        again.run_loops()
+        await clock.advance(40)
+        assert agree(again), (verb, nth, after, again.actions())
+        await again.close()
+        if finished:
+            return
+    raise AssertionError("the verb never came to its end")
+
+
+async def test_a_provision_cut_in_half_goes_on(make_gate: Any, clock: Any) -> None:
+    """The row is there, the boot is under way again, and it ends in `running`."""
+    gate = await make_gate()
+    gate.backend.boot_s = 10
+    owner = await gate.product()
+    booting = asyncio.create_task(gate.engine(owner))
+    await settle()
+    again = await gate.crash_and_restart()
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - its gate is dead
+        await booting
+    live = next(iter(again.registry.engines.values()))
+    await clock.advance(11)
+    assert live.running
+    assert again.actions()[-1] == "provision"
+    await again.close()
+
+
+async def test_an_engine_that_died_meanwhile_is_failed_and_restarted(gate: Any, clock: Any) -> None:
+    """No row says running without a process."""
+    live = await gate.engine(await gate.product())
+    gate.backend.crash(live.engine.engine_id, tell=False)
+    again = await gate.crash_and_restart()
+    row = again.registry.engines[live.engine.engine_id]
+    assert row.engine.status == "failed"
+    again.run_loops()
+    await clock.advance(6)
+    assert row.running
+    await again.close()
+
+
+async def test_plans_and_counts_survive(gate: Any, clock: Any) -> None:
+    """A planned restart is still planned, for the time it was planned for."""
+    live = await gate.engine(await gate.product())
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    await clock.advance(3)
+    again = await gate.crash_and_restart()
+    row = again.registry.engines[live.engine.engine_id]
+    again.run_loops()
+    await clock.advance(1.8)
+    assert row.engine.status == "failed"
+    await clock.advance(0.5)
+    assert row.running
+    await again.close()
+
+
+async def test_a_backend_that_cannot_be_listed_concludes_nothing(gate: Any) -> None:
+    """Rows stay as they are until somebody can say."""
+    live = await gate.engine(await gate.product())
+    gate.backend.fail("list")
+    await gate.recovery.compare()
+    assert live.running
+
+
+async def test_engines_without_a_row_go_after_a_grace(gate: Any, clock: Any) -> None:
+    """Seen twice and a minute old, their data untouched; too many at once are left alone."""
+    await gate.engine(await gate.product())
+
+    async def stray(name: str) -> None:
+        await gate.backend.start(
+            EngineSpec(engine_id=name, engine_version="x", port=9500, key_hashes=("00",))
+        )
+        gate.backend.world.engines[name].spec = EngineSpec(
+            engine_id=name, engine_version="x", port=0, key_hashes=("00",)
+        )
+
+    await stray("stray")
+    await gate.recovery.compare()
+    assert "stray" in gate.backend.alive
+    await clock.advance(61)
+    gate.backend.fail("remove_orphan")
+    await gate.recovery.compare()
+    assert "stray" in gate.backend.alive
+    await gate.recovery.compare()
+    await settle()
+    assert "stray" not in gate.backend.alive
+    assert "stray" in gate.backend.world.volumes
+    assert gate.actions()[-1] == "orphan_removed"
+    for n in range(4):
+        await stray(f"stray{n}")
+    await gate.recovery.compare()
+    await clock.advance(61)
+    await gate.recovery.compare()
+    assert len(gate.backend.alive) == 5
+
+
+async def test_what_happened_behind_our_back_is_put_right(gate: Any) -> None:
+    """Frozen while running: thawed; thawed while asleep: frozen; up while stopped: stopped."""
+    owner = await gate.product()
+    frozen, thawed, up = [await gate.engine(owner, user) for user in ("a", "b", "c")]
+    await gate.lifecycle.sleep(thawed, actor="a")
+    await gate.lifecycle.stop(up, actor="a")
+    gate.backend.freeze_behind(frozen.engine.engine_id)
+    gate.backend.thaw_behind(thawed.engine.engine_id)
+    gate.backend.restart_behind(up.engine.engine_id)
+    await gate.recovery.compare()
+    assert agree(gate)
+    gate.backend.freeze_behind(frozen.engine.engine_id)
+    gate.backend.fail("unpause")
+    await gate.recovery.compare()
+    gate.journal.status = "full"
+    await gate.recovery.compare()
+    assert not agree(gate)
+    gate.journal.status = "ok"
+    await gate.recovery.compare()
+    assert agree(gate)
+
+
+async def test_a_given_up_engine_that_runs_is_stopped(gate: Any) -> None:
+    """Docker must not bring back for ever what was given up."""
+    live = await gate.engine(await gate.product())
+    for _ in range(9):
+        gate.backend.crash(live.engine.engine_id, tell=False)
+        await gate.health.fail_if_gone(live)
+        if live.engine.restart_at_ms is None:
+            break
+        await gate.lifecycle.begin_restart(live).join()
+    gate.backend.restart_behind(live.engine.engine_id)
+    await gate.recovery.compare()
+    assert not gate.backend.alive
+
+
+async def test_an_overlap_of_keys_ends_after_a_restart_too(make_gate: Any, clock: Any) -> None:
+    """The old key is dropped although another enginegate began the overlap; failures repeat."""
+    config = Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60))
+    gate = await make_gate(config)
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.rotate_key(live, actor="a")
+    again = await gate.crash_and_restart()
+    again.backend.fail("put_key")
+    await clock.advance(61)
+    await again.recovery.drop_old_keys()
+    fake = again.backend.engine(live.engine.engine_id)
+    assert len(fake.key_file) == 2
+    await clock.advance(31)
+    await again.recovery.drop_old_keys()
+    assert len(fake.key_file) == 1
+    await again.close()
