@@ -269,6 +269,7 @@ def make_backend(config: Config, instance: str, probe: Probe) -> Backend:
             catalog_dir=engine.catalog_dir,
             limits=engine.limits,
             rotate_mode=engine.rotate_mode,
+            own_sources=lambda: probe.sources,
         )
     return ProcessBackend(
         data_dir=Path(config.data_dir).resolve(),

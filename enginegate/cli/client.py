@@ -63,6 +63,7 @@ class Gate:
                 base_url=self.url,
                 headers={**headers, **agent},
                 timeout=httpx.Timeout(None, connect=_CONNECT_S),
+                limits=httpx.Limits(max_keepalive_connections=0),  # so there is nothing to close
                 trust_env=False,
             )
         except (httpx.InvalidURL, ValueError) as error:

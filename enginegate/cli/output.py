@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from typing import Any, Final
 
 from enginegate.cli.plain import one_line
@@ -30,8 +31,13 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(width=width, highlight=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    plain = Console(width=_PIPE_WIDTH, color_system=None, file=StringIO())
+    with plain.capture() as lines:
+        plain.print(table)
+    print("\n".join(line.rstrip() for line in lines.get().splitlines()))
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

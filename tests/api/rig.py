@@ -74,9 +74,7 @@ class Gate:
             secrets=SECRETS,
             registry=self.registry,
             lifecycle=self.lifecycle,
-            products=Products(
-                registry=self.registry, lifecycle=self.lifecycle, clock=self.clock
-            ),
+            products=Products(registry=self.registry, lifecycle=self.lifecycle, clock=self.clock),
             admission=Admission(
                 registry=self.registry,
                 lifecycle=self.lifecycle,
@@ -193,9 +191,10 @@ async def opened(directory: Path, **sections: Any) -> AsyncIterator[Gate]:
             gate.key = (await gate.product())["platform_api_key"]
             yield gate
     finally:
-        for task in gate.tasks - {writing}:
+        others = gate.tasks - {writing}
+        for task in others:
             task.cancel()
-        await asyncio.wait(gate.tasks - {writing} or {writing}, timeout=PATIENCE_S)
+        await asyncio.gather(*others, return_exceptions=True)
         await gate.committer.close()
         await asyncio.wait([writing])
 

@@ -116,7 +116,7 @@ def test_every_operation_says_who_may_call_it() -> None:
 
 
 def test_a_tool_that_attacks_apis_can_read_the_document() -> None:
-    """schemathesis finds every operation in it, which validates its structure too."""
+    """Schemathesis finds every operation in it, which validates its structure too."""
     found = schemathesis.openapi.from_dict(SPEC)
     operations = [result.ok() for result in found.get_all_operations()]
 

@@ -382,8 +382,14 @@ async def test_stop_kills_what_ignores_the_signal(harness: DockerHarness) -> Non
     await harness.use(env={"SAMPLE_IGNORE_SIGTERM": "1"})
     spec = await harness.started()
     stopping = asyncio.ensure_future(harness.backend.stop(spec.engine_id, grace_s=1))
-    await asyncio.sleep(0.1)
-    assert harness.backend._daemon.budget.free == 8
+    daemon = harness.backend._daemon
+
+    async def under_way() -> bool:
+        return daemon._stops._value < 32
+
+    await eventually(under_way)
+    assert daemon.budget.free == 8
+    assert not stopping.done()
     await stopping
     seen = await harness.backend.inspect(spec.engine_id)
     assert (seen.presence, seen.exit_code) == (Presence.STOPPED, 137)

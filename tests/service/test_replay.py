@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import Gate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from enginegate.errors import GateError, JournalError
 from enginegate.facts import Booted, Noted
 from enginegate.model import Policy, SnapshotRecord
 from tests.fakes import ManualClock, settle
+from tests.service.gate import Gate
 
 USERS = st.sampled_from(["ann", "bob", "cid"])
 STEP = st.one_of(

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 IN_FLIGHT: Final = 8  # more only queue inside the daemon
 _STOPS_IN_FLIGHT: Final = 32  # a stop waits for an engine, not for the daemon
+_SLOW_IN_FLIGHT: Final = 4
 _PULLS_IN_FLIGHT: Final = 2
 _PING_S: Final = 2.0
 _ASK_S: Final = 10.0
@@ -64,6 +65,7 @@ class Daemon:
         self._puller: Docker | None = None
         self.budget = Budget(IN_FLIGHT)
         self._stops = asyncio.Semaphore(_STOPS_IN_FLIGHT)
+        self._slow = asyncio.Semaphore(_SLOW_IN_FLIGHT)
         self._pulls = asyncio.Semaphore(_PULLS_IN_FLIGHT)
 
     def open(self) -> None:
@@ -173,11 +175,18 @@ class Daemon:
         return "".join(pieces or ())
 
     async def usage(self, ask: Ask, container_id: str) -> Usage | None:
+        """Return what it has used, None if it is gone. Keeps no place: it may take a second."""
         path = f"/containers/{container_id}/stats"
-        once = {"stream": "false", "one-shot": "true"}  # else the Engine takes a second
-        raw = await self._look(ask, lambda docker: _get_versioned(docker, path, once))
-        if raw is None:
-            return None
+        once = {"stream": "false", "one-shot": "true"}  # else it takes two
+        try:
+            with _translated(ask):
+                docker = _opened(self._control, ask)
+                async with self._slow, asyncio.timeout(_ASK_S):
+                    raw = await _get_versioned(docker, path, once)
+        except RefusedError as refusal:
+            if refusal.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
         stats = _decoded(ask, raw, Stats)
         interfaces = (stats.networks or {}).values()
         return Usage(
