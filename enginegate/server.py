@@ -61,9 +61,7 @@ def serve(config: Config, secrets: Secrets, ready: Ready) -> int:
     """
     if not __debug__:
         raise SystemExit("enginegate does not run under python -O: its asserts are its invariants")
-    listener = _listener(config)
-    with listener:
-        _runner()(Server(config, secrets, listener).run(ready))
+    _runner()(Server(config, secrets).run(ready))
     return 0
 
 
@@ -76,10 +74,9 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 class Server:
     """One enginegate from start to stop."""
 
-    def __init__(self, config: Config, secrets: Secrets, listener: socket.socket) -> None:
+    def __init__(self, config: Config, secrets: Secrets) -> None:
         self.config = config
         self.secrets = secrets
-        self.listener = listener
         self.clock = SystemClock()
 
     async def run(self, ready: Ready) -> None:
@@ -88,6 +85,7 @@ class Server:
         journal = Journal.open(Path(self.config.data_dir), key_id=keyring.key_id)
         async with AsyncExitStack() as closing:
             closing.callback(journal.close)
+            listener = closing.enter_context(_listener(self.config))
             probe = Probe(require_status_ok=self.config.health.require_status_ok)
             closing.push_async_callback(probe.close)
             backend = make_backend(self.config, journal.instance, probe)
@@ -114,10 +112,15 @@ class Server:
                 clock=self.clock,
                 config=self.config,
             )
-            await self._serve(ground, journal, committer, ready)
+            await self._serve(ground, journal, committer, listener, ready)
 
     async def _serve(
-        self, ground: Ground, journal: Journal, committer: Committer, ready: Ready
+        self,
+        ground: Ground,
+        journal: Journal,
+        committer: Committer,
+        listener: socket.socket,
+        ready: Ready,
     ) -> None:
         async with asyncio.TaskGroup() as tasks:
 
@@ -131,13 +134,13 @@ class Server:
             loops = [spawn(work, name) for name, work in parts.loops(journal)]
             gc.collect()
             gc.freeze()
-            await self._listen(parts, ready)
+            await self._listen(parts, listener, ready)
             for loop in loops:
                 loop.cancel()
             await committer.close()
             await asyncio.wait([writing])
 
-    async def _listen(self, parts: "Parts", ready: Ready) -> None:
+    async def _listen(self, parts: "Parts", listener: socket.socket, ready: Ready) -> None:
         """Answer requests until told to stop, then finish what is at work."""
         services, operations = parts.services, parts.operations
         http = HttpServer(
@@ -166,10 +169,10 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        host, port = self.listener.getsockname()[:2]
+        host, port = listener.getsockname()[:2]
         services.phase.name = "serving"
         http.on_started = lambda: ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await http.serve(sockets=[self.listener])
+        await http.serve(sockets=[listener])
         stop()
         await asyncio.wait(ended)
 

@@ -1,4 +1,4 @@
-"""All commands in one tree, and the one place where errors become exit codes."""
+"""All commands in one tree, and the only place where errors become exit codes."""
 
 from typing import Annotated
 

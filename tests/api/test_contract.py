@@ -1,0 +1,1330 @@
+"""Section 2 of the contract, sentence by sentence, through the HTTP API.
+
+One class per section. What belongs to one module alone is tested beside it:
+`test_auth` (keys), `test_events` (the stream), `test_exposition` (Prometheus text),
+`test_body` (what is refused as a request), `test_hot_path` (the short road).
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from enginegate.api.problems import STATUS
+from enginegate.backends.base import Connection
+from enginegate.config import EngineSettings, Idle, Ports
+from enginegate.model import Status
+from tests.api.conftest import OpenGate
+from tests.api.rig import ADMIN, PATIENCE_S, Gate, code
+
+EIGHT = {
+    "engine_id",
+    "user_id",
+    "status",
+    "url",
+    "api_key",
+    "engine_version",
+    "created_at",
+    "last_health_at",
+}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+STATES = [status.value for status in Status]
+NEVER_HEALTHY_S = 1e9
+
+
+async def reach(gate: Gate, state: str) -> None:
+    """Bring the engine of `ann` into one of the six states."""
+    if state == "provisioning":
+        gate.backend.hang("start")
+        gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await until(lambda: bool(gate.registry.by_slug["demo"].engines))
+        return
+    await gate.engine()
+    match state:
+        case "sleeping":
+            assert (await gate.post("/engines/ann/sleep")).status_code == 200
+        case "stopped":
+            assert (await gate.post("/engines/ann/stop")).status_code == 200
+        case "failed":
+            await gate.fail()
+        case "destroying":
+            gate.backend.hang("destroy")
+            gate.spawn(gate.call("DELETE", "/engines/ann"))
+            await until(lambda: gate.live().engine.status is Status.DESTROYING)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Wait for something that happens without time passing."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not seen():
+            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0))])
+
+
+async def refused(gate: Gate, **options: Any) -> dict[str, Any]:
+    """Return what an admit of `ann` is refused with."""
+    answer = await gate.admit(**options)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"admitted", "engine", "reason", "retry_after_s"}
+    assert (body["admitted"], body["engine"]) == (False, None)
+    return body
+
+
+async def admitted(gate: Gate, user_id: str = "ann", **options: Any) -> dict[str, Any]:
+    """Return the answer to an admit that goes through."""
+    answer = await gate.admit(user_id, **options)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    assert body["admitted"] is True, body
+    return body
+
+
+class TestSection2Api:
+    """JSON in, JSON out, no version prefix."""
+
+    async def test_answers_are_json_that_nobody_keeps(self, gate: Gate) -> None:
+        """An answer may carry a key, so no cache on the way stores it or guesses its type."""
+        await gate.engine()
+        for answer in (await gate.get("/engines/ann"), await gate.admit(), await gate.get("/x")):
+            assert answer.headers["content-type"] == "application/json"
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+
+    async def test_ids_are_uuids_and_times_rfc_3339(self, gate: Gate) -> None:
+        """A client can parse both without asking us how."""
+        engine = await gate.engine()
+
+        assert str(UUID(engine["engine_id"])) == engine["engine_id"]
+        assert TIME.fullmatch(engine["created_at"])
+        assert TIME.fullmatch(engine["last_health_at"])
+
+    async def test_an_empty_body_counts_as_an_empty_object(self, gate: Gate) -> None:
+        """Where no field is required, nothing has to be sent."""
+        await gate.engine()
+        for verb in ("admit", "touch", "sleep", "start", "stop"):
+            headers = {"X-Platform-Key": gate.key}
+            answer = await gate.client.post(f"/engines/ann/{verb}", headers=headers)
+            assert answer.status_code == 200, verb
+
+    async def test_head_works_where_get_does(self, gate: Gate) -> None:
+        """A monitor may ask for headers alone."""
+        assert (await gate.client.head("/health")).status_code == 200
+
+    async def test_a_user_may_be_named_like_a_path(self, gate: Gate) -> None:
+        """A user called `provision` is a user like any other."""
+        await gate.engine("provision")
+
+        assert (await gate.get("/engines/provision")).json()["user_id"] == "provision"
+        assert (await gate.call("DELETE", "/engines/provision")).status_code == 200
+
+    async def test_user_ids_in_paths_may_be_percent_encoded(self, gate: Gate) -> None:
+        """Every allowed character works, encoded or not, on both roads."""
+        user_id = "a.b_c@d|e:f+g=h~i-j"
+        encoded = "".join(f"%{ord(c):02X}" for c in user_id)
+        await gate.engine(user_id)
+
+        for path in (user_id, encoded):
+            assert (await gate.get(f"/engines/{path}")).json()["user_id"] == user_id
+            assert (await gate.admit(path)).json()["engine"]["user_id"] == user_id
+
+
+class TestSection21EngineObject:
+    """The engine object, the look-up and the list."""
+
+    async def test_a_look_up_has_exactly_eight_keys(self, gate: Gate) -> None:
+        """Nothing of our inside shows, nothing promised is missing."""
+        engine = await gate.engine()
+
+        assert set(engine) == EIGHT
+        assert engine["status"] == "running"
+        assert engine["url"] == "http://127.0.0.1:9001"
+        assert engine["api_key"].startswith("sk-eg-")
+
+    async def test_an_unknown_user_has_no_engine(self, gate: Gate) -> None:
+        """A look-up never makes one."""
+        answer = await gate.get("/engines/nobody")
+
+        assert (answer.status_code, code(answer)) == (404, "ENGINE_NOT_FOUND")
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_every_state_can_be_seen(self, gate: Gate, state: str) -> None:
+        """Look-up, list and status agree on the state, in all six."""
+        await reach(gate, state)
+
+        assert (await gate.get("/engines/ann")).json()["status"] == state
+        assert (await gate.get(f"/engines?status={state}")).json()["total"] == 1
+        assert (await gate.get("/status")).json()["by_status"][state] == 1
+
+    async def test_url_and_key_stay_while_it_sleeps(self, gate: Gate) -> None:
+        """They may be set while the engine is not up: the status says so."""
+        before = await gate.engine()
+        await gate.post("/engines/ann/sleep")
+
+        assert (await gate.get("/engines/ann")).json() == before | {"status": "sleeping"}
+
+    async def test_last_health_is_null_before_the_first_good_probe(self, gate: Gate) -> None:
+        """An engine that was never well does not claim to have been."""
+        await reach(gate, "provisioning")
+
+        assert (await gate.get("/engines/ann")).json()["last_health_at"] is None
+
+    async def test_the_list_leaves_the_key_out(self, gate: Gate) -> None:
+        """A list is read by more eyes than a look-up."""
+        engine = await gate.engine()
+        del engine["api_key"]
+
+        assert (await gate.get("/engines")).json() == {"engines": [engine], "total": 1}
+
+    async def test_the_list_is_ordered_by_creation_then_id(self, gate: Gate) -> None:
+        """Pages do not move while nothing is created; `total` counts beyond the page."""
+        for user_id in ("b", "c"):
+            await gate.engine(user_id)
+        await gate.clock.advance(1)
+        await gate.engine("a")
+        whole = (await gate.get("/engines")).json()
+
+        order = [(one["created_at"], one["engine_id"]) for one in whole["engines"]]
+        assert order == sorted(order)
+        assert whole["engines"][-1]["user_id"] == "a"
+        page = (await gate.get("/engines?limit=1&offset=1")).json()
+        assert page == {"engines": whole["engines"][1:2], "total": 3}
+        assert (await gate.get("/engines?offset=3")).json() == {"engines": [], "total": 3}
+
+    async def test_total_counts_what_the_filter_matches(self, gate: Gate) -> None:
+        """The total is that of the question, not of the fleet."""
+        await gate.engine("ann")
+        await gate.engine("bob")
+        await gate.post("/engines/bob/stop")
+
+        answer = (await gate.get("/engines?status=stopped&limit=1")).json()
+        assert [one["user_id"] for one in answer["engines"]] == ["bob"]
+        assert answer["total"] == 1
+
+    @pytest.mark.parametrize(
+        "query",
+        ["limit=0", "limit=1001", "limit=x", "limit=", "limit=1.5", "limit=1&limit=2"]
+        + ["limit=1_0", "limit=%201", "limit=9999999999999999999999", "limit=true"]
+        + ["offset=-1", "offset=x", "offset=1e3", "status=gone", "status=", "status=RUNNING"],
+    )
+    async def test_a_wrong_parameter_is_refused(self, gate: Gate, query: str) -> None:
+        """A list that is not the one asked for would be worse than none."""
+        answer = await gate.get(f"/engines?{query}")
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert query.split("=", maxsplit=1)[0] in answer.json()["error"]["message"]
+
+    async def test_the_limits_of_the_list_are_allowed(self, gate: Gate) -> None:
+        """1 and 1000 are inside."""
+        for limit in (1, 1000):
+            assert (await gate.get(f"/engines?limit={limit}")).status_code == 200
+
+
+class TestSection22Provision:
+    """Create a user's engine; the answer comes when it is running."""
+
+    async def test_the_answer_has_five_fields(self, gate: Gate) -> None:
+        """What a product needs to call the engine at once."""
+        answer = await gate.post("/engines/provision", {"user_id": "ann"})
+
+        assert answer.status_code == 200
+        assert set(answer.json()) == {"engine_id", "user_id", "status", "url", "api_key"}
+        assert answer.json()["status"] == "running"
+        assert gate.fake().alive
+
+    async def test_a_second_engine_of_the_user_is_refused_at_once(self, gate: Gate) -> None:
+        """Also while the first one boots; the answer names it and its state."""
+        await reach(gate, "provisioning")
+        answer = await gate.post("/engines/provision", {"user_id": "ann"})
+
+        assert (answer.status_code, code(answer)) == (409, "ENGINE_ALREADY_EXISTS")
+        error = answer.json()["error"]
+        assert error["engine_id"] == gate.live().engine.engine_id
+        assert error["status"] == "provisioning"
+
+    async def test_two_callers_at_once_make_one_engine(self, gate: Gate) -> None:
+        """One is answered with the engine, the other with 409."""
+        body = {"user_id": "ann"}
+        answers = await asyncio.gather(*(gate.post("/engines/provision", body) for _ in range(5)))
+
+        assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+        assert len(gate.backend.world.engines) == 1
+
+    @pytest.mark.parametrize(
+        "user_id",
+        ["", ".a", "-a", "a b", "a/b", "ä", "a" * 129, "a\n", "a\x00", "a%2f", "a?b", "a#b"],
+    )
+    async def test_a_wrong_user_id_is_refused(self, gate: Gate, user_id: str) -> None:
+        """User ids come from the outside and end up in paths and logs."""
+        answer = await gate.post("/engines/provision", {"user_id": user_id})
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert "user_id" in answer.json()["error"]["message"]
+
+    async def test_the_longest_user_id_is_allowed(self, gate: Gate) -> None:
+        """128 characters are inside."""
+        assert (await gate.engine("a" * 128))["user_id"] == "a" * 128
+
+    async def test_only_configured_versions_are_allowed(self, open_gate: OpenGate) -> None:
+        """`image` and `allowed_images` may be asked for, nothing else."""
+        engine = EngineSettings(image="app:1", allowed_images=("app:2", "lab:*"))
+        async with open_gate(engine=engine) as gate:
+            body: dict[str, Any] = {"user_id": "ann", "engine_version": "evil:1"}
+            answer = await gate.post("/engines/provision", body)
+            assert (answer.status_code, code(answer)) == (403, "POLICY_DENIED")
+
+            for user_id, version in (("a", "app:1"), ("b", "app:2"), ("c", "lab:9")):
+                body = {"user_id": user_id, "engine_version": version}
+                assert (await gate.post("/engines/provision", body)).status_code == 200
+                found = await gate.get(f"/engines/{user_id}")
+                assert found.json()["engine_version"] == version
+
+    @pytest.mark.parametrize("version", [1, True, None, [], {}])
+    async def test_a_version_is_a_string(self, gate: Gate, version: Any) -> None:
+        """Any other type is a malformed request."""
+        body = {"user_id": "ann", "engine_version": version}
+
+        assert code(await gate.post("/engines/provision", body)) == "INVALID_REQUEST"
+
+    async def test_checks_come_in_their_order(self, open_gate: OpenGate) -> None:
+        """Authentication, body, existence, policy, quota, port: the first fault is told."""
+        async with open_gate(ports=Ports(min=9001, max=9001)) as gate:
+            await gate.engine()
+            await gate.policy(max_engines=1)
+            bad = {"user_id": "bob", "engine_version": "evil"}
+
+            assert code(await gate.post("/engines/provision", {}, key="x")) == (
+                "INVALID_PLATFORM_KEY"
+            )
+            assert code(await gate.post("/engines/provision", bad | {"x": 1})) == "INVALID_REQUEST"
+            taken = bad | {"user_id": "ann"}
+            assert code(await gate.post("/engines/provision", taken)) == "ENGINE_ALREADY_EXISTS"
+            assert code(await gate.post("/engines/provision", bad)) == "POLICY_DENIED"
+            bob = {"user_id": "bob"}
+            assert code(await gate.post("/engines/provision", bob)) == "QUOTA_EXCEEDED"
+            await gate.policy()
+            assert code(await gate.post("/engines/provision", bob)) == "PORT_EXHAUSTION"
+
+    async def test_a_failed_boot_leaves_a_failed_engine(self, gate: Gate) -> None:
+        """It is there to be looked at, its restart is planned, its log is in the trail."""
+        gate.backend.fail("start")
+        answer = await gate.post("/engines/provision", {"user_id": "ann"})
+
+        assert (answer.status_code, code(answer)) == (502, "BACKEND_ERROR")
+        assert (await gate.get("/engines/ann")).json()["status"] == "failed"
+        assert (await refused(gate))["reason"] == "engine_restarting"
+        entry = (await gate.audit(action="provision"))[0]
+        assert entry["outcome"] == "failed"
+        assert "log" in entry["metadata"]
+
+    async def test_a_caller_who_leaves_does_not_cancel_the_boot(self, gate: Gate) -> None:
+        """The work belongs to enginegate, not to a connection."""
+        hang = gate.backend.hang("start")
+        call = gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await hang.reached.wait()
+        call.cancel()
+        hang.release()
+
+        assert (await admitted(gate))["engine"]["status"] == "running"
+
+
+class TestSection23Admit:
+    """May this user's request go on, and where to?"""
+
+    async def test_a_running_engine_is_admitted(self, gate: Gate) -> None:
+        """The answer has the engine and how long it stays awake."""
+        engine = await gate.engine()
+
+        assert await admitted(gate) == {
+            "admitted": True,
+            "engine": engine,
+            "action": "none",
+            "waited_ms": 0,
+            "lease_s": 900,
+        }
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "again"),
+        [
+            ("sleeping", "engine_sleeping", False),
+            ("stopped", "engine_stopped", False),
+            ("failed", "engine_restarting", True),
+            ("provisioning", "engine_provisioning", True),
+            ("destroying", "engine_destroying", True),
+        ],
+    )
+    async def test_each_state_has_its_reason(
+        self, gate: Gate, state: str, reason: str, *, again: bool
+    ) -> None:
+        """Not admitted is an answer, not an error; it says when asking again makes sense."""
+        await reach(gate, state)
+        answer = await refused(gate, wait_s=0)
+
+        assert answer["reason"] == reason
+        assert (answer["retry_after_s"] is not None) == again
+
+    async def test_no_engine_has_a_reason_too(self, gate: Gate) -> None:
+        """Without `auto_provision` nothing is made."""
+        assert await refused(gate) == {
+            "admitted": False,
+            "engine": None,
+            "reason": "engine_not_found",
+            "retry_after_s": None,
+        }
+        assert not gate.backend.world.engines
+
+    async def test_an_engine_that_was_given_up_is_unhealthy(self, gate: Gate) -> None:
+        """No restart is planned, so waiting does not help."""
+        gate.backend.fail("start", times=None)
+        await gate.post("/engines/provision", {"user_id": "ann"})
+        for _ in range(gate.config.restart.max_attempts):
+            await gate.clock.advance(gate.config.restart.backoff_max_s)
+            gate.health.begin_due_restarts()
+            operation = gate.live().operation
+            assert operation is not None
+            await gate.settled(gate.spawn(operation.settled()))
+
+        answer = await refused(gate)
+        assert (answer["reason"], answer["retry_after_s"]) == ("engine_unhealthy", None)
+
+    async def test_a_waking_engine_is_told_to_who_does_not_wait(self, gate: Gate) -> None:
+        """The work goes on either way; the next call finds it done."""
+        await reach(gate, "sleeping")
+        hang = gate.backend.hang("unpause")
+
+        assert (await refused(gate, auto_wake=True, wait_s=0))["reason"] == "engine_waking"
+        hang.release()
+        assert (await admitted(gate))["action"] in {"none", "woke"}
+
+    async def test_auto_provision_makes_the_engine(self, gate: Gate) -> None:
+        """The caller waits for the boot and is told that there was one."""
+        answer = await admitted(gate, auto_provision=True)
+
+        assert answer["action"] == "provisioned"
+        assert answer["engine"]["status"] == "running"
+
+    async def test_any_number_of_admits_make_one_engine(self, gate: Gate) -> None:
+        """All callers get the same engine."""
+        answers = await asyncio.gather(*(admitted(gate, auto_provision=True) for _ in range(20)))
+
+        assert len({answer["engine"]["engine_id"] for answer in answers}) == 1
+        assert gate.backend.count("start") == 1
+
+    async def test_auto_wake_wakes(self, gate: Gate) -> None:
+        """Who asks for it gets a sleeping engine awake."""
+        await reach(gate, "sleeping")
+
+        assert (await admitted(gate, auto_wake=True))["action"] == "woke"
+        assert (await gate.get("/engines/ann")).json()["status"] == "running"
+
+    async def test_auto_wake_does_not_override_a_stop(self, gate: Gate) -> None:
+        """Who stopped it meant it."""
+        await reach(gate, "stopped")
+
+        assert (await refused(gate, auto_wake=True, auto_provision=True))["reason"] == (
+            "engine_stopped"
+        )
+
+    async def test_a_boot_at_work_is_joined_whatever_the_flags(self, gate: Gate) -> None:
+        """The first admit after a provision waits with it."""
+        hang = gate.backend.hang("start")
+        gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await hang.reached.wait()
+        joined = gate.spawn(admitted(gate))
+        await gate.clock.advance(2)
+        hang.release()
+        answer = await gate.settled(joined)
+
+        assert answer["action"] == "provisioned"
+        assert answer["waited_ms"] > 0
+
+    async def test_a_stricter_lease_of_the_product_is_told(self, gate: Gate) -> None:
+        """`idle_sleep_s` of the policy overrides the configuration, fractions kept."""
+        await gate.engine()
+        await gate.policy(idle_sleep_s=12.5)
+        assert (await admitted(gate))["lease_s"] == 12.5
+        await gate.policy(idle_sleep_s=0)
+        assert (await admitted(gate))["lease_s"] == 0
+
+    async def test_an_admit_moves_the_lease_and_a_dry_one_does_not(self, gate: Gate) -> None:
+        """`touch: false` asks without keeping anything awake."""
+        await gate.engine()
+        await gate.clock.advance(100)
+        assert (await admitted(gate, touch=False))["lease_s"] == 800
+        assert (await admitted(gate))["lease_s"] == 900
+
+    async def test_monitoring_keeps_nothing_awake(self, gate: Gate) -> None:
+        """Looking is not using."""
+        await gate.engine()
+        await gate.clock.advance(100)
+        for path in ("/engines", "/engines/ann", "/engines/ann/activity", "/status", "/metrics"):
+            await gate.get(path)
+        await gate.policy(rate_limit_rpm=0)
+        assert (await gate.admit()).status_code == 429
+
+        await gate.policy()
+        assert (await admitted(gate, touch=False))["lease_s"] == 800
+
+    async def test_verify_asks_the_engine(self, gate: Gate) -> None:
+        """A dead process is found out before the user is sent there."""
+        await gate.engine()
+        assert (await admitted(gate, verify=True))["action"] == "none"
+        gate.backend.crash(gate.live().engine.engine_id, tell=False)
+
+        answer = await refused(gate, verify=True)
+        assert answer["reason"] in {"engine_restarting", "engine_unhealthy"}
+        assert (await gate.get("/engines/ann")).json()["status"] == "failed"
+
+    async def test_the_products_limit_comes_first_then_the_users(self, gate: Gate) -> None:
+        """Refused calls do not count, and the wait is told twice: rounded up and exact."""
+        await gate.engine("ann")
+        await gate.engine("bob")
+        await gate.policy(rate_limit_rpm=3, user_rate_limit_rpm=2)
+        for _ in range(2):
+            await admitted(gate)
+        limited = await gate.admit()
+        assert (limited.status_code, code(limited)) == (429, "RATE_LIMITED")
+        exact_s = limited.json()["error"]["retry_after_s"]
+        assert 0 < exact_s <= 60
+        assert exact_s <= int(limited.headers["retry-after"]) < exact_s + 1
+        await admitted(gate, "bob")
+        assert (await gate.admit("bob")).status_code == 429
+
+    async def test_a_limit_of_zero_refuses_all(self, gate: Gate) -> None:
+        """There is no time to wait for, so none is told."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=0)
+        answer = await gate.admit()
+
+        assert (answer.status_code, code(answer)) == (429, "RATE_LIMITED")
+        assert answer.json()["error"]["retry_after_s"] is None
+        assert "retry-after" not in answer.headers
+
+    async def test_a_running_engine_is_admitted_through_every_outage(self, gate: Gate) -> None:
+        """Neither a missing backend nor a broken disk stops what runs."""
+        await gate.engine()
+        gate.backend.down = True
+        gate.journal.fail("told to")
+        gate.operations.closed = True
+
+        assert (await admitted(gate))["action"] == "none"
+        assert (await admitted(gate, touch=False))["action"] == "none"
+
+    async def test_a_refusal_is_answered_while_the_disk_is_broken(self, gate: Gate) -> None:
+        """That its audit entry is lost is no reason to answer an error."""
+        gate.journal.fail("told to")
+
+        assert (await refused(gate))["reason"] == "engine_not_found"
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("auto_provision", 1),
+            ("auto_wake", "true"),
+            ("touch", 0),
+            ("verify", None),
+            ("wait_s", -1),
+            ("wait_s", True),
+            ("wait_s", "1"),
+            ("user_id", "ann"),
+        ],
+    )
+    async def test_a_wrong_option_is_refused(self, gate: Gate, field: str, value: Any) -> None:
+        """A flag that is misunderstood in silence wakes or makes engines nobody wanted."""
+        await gate.engine()
+        answer = (
+            await gate.admit(**{field: value})
+            if field != "user_id"
+            else (await gate.post("/engines/ann/admit", {field: value}))
+        )
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert field in answer.json()["error"]["message"]
+
+
+class TestSection24Verbs:
+    """Start, stop, sleep, rotate-key, touch, destroy."""
+
+    @pytest.mark.parametrize("state", ["sleeping", "stopped", "failed"])
+    async def test_start_brings_an_engine_back(self, gate: Gate, state: str) -> None:
+        """From asleep, stopped and failed; the answer says where it is."""
+        await reach(gate, state)
+        answer = await gate.post("/engines/ann/start")
+
+        assert answer.json() == {"status": "running", "url": "http://127.0.0.1:9001"}
+        assert (await admitted(gate))["engine"]["status"] == "running"
+
+    async def test_start_may_bring_another_version(self, open_gate: OpenGate) -> None:
+        """That is the upgrade road: another allowed image on the same data."""
+        engine = EngineSettings(image="app:1", allowed_images=("app:2",))
+        async with open_gate(engine=engine) as gate:
+            await reach(gate, "stopped")
+            evil = await gate.post("/engines/ann/start", {"engine_version": "evil"})
+            assert (evil.status_code, code(evil)) == (403, "POLICY_DENIED")
+            await gate.post("/engines/ann/start", {"engine_version": "app:2"})
+
+            assert (await gate.get("/engines/ann")).json()["engine_version"] == "app:2"
+            assert gate.fake().spec.engine_version == "app:2"
+
+    @pytest.mark.parametrize("state", ["running", "sleeping", "failed"])
+    async def test_stop_stops(self, gate: Gate, state: str) -> None:
+        """From running, sleeping and failed."""
+        await reach(gate, state)
+
+        assert (await gate.post("/engines/ann/stop")).json() == {"status": "stopped"}
+        assert not gate.fake().alive
+
+    async def test_sleep_freezes(self, gate: Gate) -> None:
+        """A lease alone does not refuse it."""
+        await gate.engine()
+
+        assert (await gate.post("/engines/ann/sleep")).json() == {"status": "sleeping"}
+        assert gate.fake().presence == "paused"
+
+    @pytest.mark.parametrize("reason", ["busy", "connection"])
+    async def test_sleep_of_an_engine_in_use_wants_force(self, gate: Gate, reason: str) -> None:
+        """Its own word and an established connection refuse it; force overrides."""
+        await gate.engine()
+        if reason == "busy":
+            gate.fake().busy = True
+        else:
+            gate.fake().connections = [Connection(quiet_s=0)]
+        answer = await gate.post("/engines/ann/sleep")
+        assert (answer.status_code, code(answer)) == (409, "ENGINE_BUSY")
+
+        answer = await gate.post("/engines/ann/sleep", {"force": True})
+        assert answer.json() == {"status": "sleeping"}
+
+    async def test_rotate_key_gives_a_new_key(self, gate: Gate) -> None:
+        """It is the one that look-up and admit show from then on."""
+        engine = await gate.engine()
+        answer = (await gate.post("/engines/ann/rotate-key")).json()
+
+        assert set(answer) == {"engine_id", "api_key"}
+        assert answer["engine_id"] == engine["engine_id"]
+        assert answer["api_key"] != engine["api_key"]
+        assert (await admitted(gate))["engine"]["api_key"] == answer["api_key"]
+
+    async def test_a_failed_rotation_keeps_the_old_key(self, gate: Gate) -> None:
+        """The answer is an error, the engine stays up."""
+        engine = await gate.engine()
+        gate.backend.fail("start")
+        answer = await gate.post("/engines/ann/rotate-key")
+
+        assert (answer.status_code, code(answer)) == (502, "BACKEND_ERROR")
+        assert (await admitted(gate))["engine"]["api_key"] == engine["api_key"]
+
+    async def test_touch_moves_the_lease(self, gate: Gate) -> None:
+        """It keeps a running engine awake, and no rate limit stops it."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=0)
+        await gate.clock.advance(100)
+
+        answer = await gate.post("/engines/ann/touch")
+        assert answer.json() == {"status": "running", "lease_s": 900}
+        activity = (await gate.get("/engines/ann/activity")).json()
+        assert activity["lease_s"] == 900
+
+    @pytest.mark.parametrize("state", STATES)
+    async def test_destroy_works_in_every_state(self, gate: Gate, state: str) -> None:
+        """Whatever is at work is overtaken; row and data are gone."""
+        await reach(gate, state)
+        engine_id = gate.live().engine.engine_id
+        if state == "destroying":
+            gate.backend._rules[-1].hang.release()  # type: ignore[union-attr]
+        answer = await gate.call("DELETE", "/engines/ann")
+
+        assert answer.json() == {"status": "destroyed", "engine_id": engine_id}
+        assert (await gate.get("/engines/ann")).status_code == 404
+        assert not gate.backend.world.volumes
+
+    @pytest.mark.parametrize(
+        ("verb", "state", "expected"),
+        [
+            ("start", "running", "ENGINE_ALREADY_RUNNING"),
+            ("stop", "stopped", "ENGINE_NOT_RUNNING"),
+            ("sleep", "sleeping", "ENGINE_NOT_RUNNING"),
+            ("sleep", "stopped", "ENGINE_NOT_RUNNING"),
+            ("sleep", "failed", "ENGINE_NOT_RUNNING"),
+            ("rotate-key", "sleeping", "ENGINE_NOT_RUNNING"),
+            ("rotate-key", "stopped", "ENGINE_NOT_RUNNING"),
+            ("touch", "sleeping", "ENGINE_NOT_RUNNING"),
+            ("touch", "stopped", "ENGINE_NOT_RUNNING"),
+            ("touch", "failed", "ENGINE_NOT_RUNNING"),
+        ],
+    )
+    async def test_a_verb_in_the_wrong_state_is_a_conflict(
+        self, gate: Gate, verb: str, state: str, expected: str
+    ) -> None:
+        """The answer says which state stands in the way."""
+        await reach(gate, state)
+        answer = await gate.post(f"/engines/ann/{verb}")
+
+        assert (answer.status_code, code(answer)) == (409, expected)
+        assert answer.json()["error"]["status"] == state
+
+    @pytest.mark.parametrize("verb", ["touch", "start", "stop", "sleep", "rotate-key"])
+    async def test_a_verb_on_nothing_is_not_found(self, gate: Gate, verb: str) -> None:
+        """No verb but provision makes an engine."""
+        answer = await gate.post(f"/engines/nobody/{verb}")
+
+        assert (answer.status_code, code(answer)) == (404, "ENGINE_NOT_FOUND")
+        assert code(await gate.call("DELETE", "/engines/nobody")) == "ENGINE_NOT_FOUND"
+
+    @pytest.mark.parametrize(
+        ("verb", "state", "effect"),
+        [("stop", "running", "stop"), ("start", "stopped", "start"), ("sleep", "running", "pause")],
+    )
+    async def test_two_callers_of_a_verb_share_its_result(
+        self, gate: Gate, verb: str, state: str, effect: str
+    ) -> None:
+        """One works, the other waits and is told the same."""
+        await reach(gate, state)
+        before = gate.backend.count(effect)
+        answers = await asyncio.gather(*(gate.post(f"/engines/ann/{verb}") for _ in range(3)))
+
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert len({answer.text for answer in answers}) == 1
+        assert gate.backend.count(effect) == before + 1
+
+    async def test_activity_tells_why_it_is_awake(self, gate: Gate) -> None:
+        """Lease, planned sleep, vetoes and the last change in one place."""
+        engine = await gate.engine()
+        gate.fake().busy = True
+        await gate.post("/engines/ann/sleep")
+        answer = (await gate.get("/engines/ann/activity")).json()
+
+        assert answer["engine_id"] == engine["engine_id"]
+        assert (answer["status"], answer["lease_s"]) == ("running", 900)
+        assert answer["planned_sleep_at"] == answer["lease_until"]
+        assert TIME.fullmatch(answer["lease_until"])
+        assert [veto["kind"] for veto in answer["vetoes"]] == ["busy"]
+        assert TIME.fullmatch(answer["vetoes"][0]["at"])
+        assert answer["last_transition"]["status"] == "running"
+
+    async def test_activity_of_a_sleeper_has_no_lease(self, gate: Gate) -> None:
+        """It tells why it sleeps instead."""
+        await reach(gate, "sleeping")
+        answer = (await gate.get("/engines/ann/activity")).json()
+
+        assert (answer["lease_s"], answer["planned_sleep_at"]) == (None, None)
+        assert answer["last_transition"]["reason"] == "request"
+
+    async def test_activity_of_one_that_never_sleeps_plans_none(self, open_gate: OpenGate) -> None:
+        """0 is "never", here as in an admit."""
+        async with open_gate(idle=Idle(sleep_after_s=0)) as gate:
+            await gate.engine()
+            answer = (await gate.get("/engines/ann/activity")).json()
+
+            assert (answer["lease_s"], answer["lease_until"]) == (0, None)
+
+
+class TestSection25StatusMetricsAudit:
+    """What an operator and a product may look at."""
+
+    async def test_status_always_has_all_six_states(self, gate: Gate) -> None:
+        """An empty fleet is healthy and says so in full."""
+        assert (await gate.get("/status")).json() == {
+            "total": 0,
+            "by_status": dict.fromkeys(STATES, 0),
+            "health": "ok",
+            "unhealthy_count": 0,
+        }
+
+    async def test_health_of_the_fleet_goes_by_its_failed_engines(self, gate: Gate) -> None:
+        """None is ok, some are degraded, 20 % or more are critical."""
+        for number in range(6):
+            await gate.engine(f"u{number}")
+        assert (await gate.get("/status")).json()["health"] == "ok"
+        await gate.fail("u0")
+        status = (await gate.get("/status")).json()
+        assert (status["health"], status["unhealthy_count"]) == ("degraded", 1)
+        await gate.call("DELETE", "/engines/u1")
+        assert (await gate.get("/status")).json()["health"] == "critical"
+
+    async def test_an_engine_that_misses_probes_counts_as_unhealthy(self, gate: Gate) -> None:
+        """The number shows trouble before anything has failed."""
+        await gate.engine()
+        gate.fake().healthy = False
+        await gate.health.sweep()
+        status = (await gate.get("/status")).json()
+
+        assert (status["health"], status["unhealthy_count"]) == ("ok", 1)
+
+    async def test_the_admin_sees_all_products_and_enginegate_itself(self, gate: Gate) -> None:
+        """Backend, journal, pool, uptime and version come on top."""
+        await gate.engine()
+        await gate.engine(key=(await gate.product("other"))["platform_api_key"])
+        await gate.clock.advance(5)
+        status = (await gate.admin("GET", "/status")).json()
+
+        assert status["total"] == 2
+        assert [one["slug"] for one in status["products"]] == ["demo", "other"]
+        assert [one["total"] for one in status["products"]] == [1, 1]
+        assert (status["backend"], status["journal"]) == ("ok", "ok")
+        assert status["pool"] == {"size": 0, "ready": 0, "booting": 0, "stalled": False}
+        assert status["uptime_s"] == 5
+        assert status["version"]
+
+    async def test_metrics_count_what_happened(self, gate: Gate) -> None:
+        """Totals, the last hour, and the admits of the last minute."""
+        empty = (await gate.get("/metrics")).json()
+        assert (empty["avg_boot_ms"], empty["avg_wake_ms"]) == (None, None)
+        await gate.engine()
+        await gate.post("/engines/ann/sleep")
+        await refused(gate)
+        await admitted(gate, auto_wake=True)
+        await gate.fail()
+        await gate.call("DELETE", "/engines/ann")
+        found = (await gate.get("/metrics")).json()
+
+        assert found == {
+            "provisions_1h": 1,
+            "crashes_1h": 1,
+            "restarts_1h": 0,
+            "avg_boot_ms": 0.0,
+            "total_provisions": 1,
+            "total_destroys": 1,
+            "admits_1m": 1,
+            "denials_1m": {"engine_sleeping": 1},
+            "wakes_1h": 1,
+            "sleeps_1h": 1,
+            "avg_wake_ms": 0.0,
+        }
+
+    async def test_metrics_show_the_calling_product_alone(self, gate: Gate) -> None:
+        """The admin sees the sum, products that are gone included."""
+        other = await gate.product("other")
+        await gate.engine(key=other["platform_api_key"])
+        assert (await gate.get("/metrics")).json()["total_provisions"] == 0
+        await gate.admin("DELETE", f"/products/{other['product_id']}")
+
+        assert (await gate.admin("GET", "/metrics")).json()["total_provisions"] == 1
+
+    async def test_an_audit_entry_has_its_ten_fields(self, gate: Gate) -> None:
+        """Who did what to whom, when, how it ended and how long it took."""
+        engine = await gate.engine()
+        entry = (await gate.audit(action="provision"))[0]
+
+        assert set(entry) == {
+            "id",
+            "timestamp",
+            "product_id",
+            "user_id",
+            "engine_id",
+            "action",
+            "actor",
+            "outcome",
+            "metadata",
+            "duration_ms",
+        }
+        assert entry["engine_id"] == engine["engine_id"]
+        assert (entry["actor"], entry["outcome"]) == ("demo", "ok")
+        assert TIME.fullmatch(entry["timestamp"])
+
+    async def test_the_trail_is_newest_first_and_ids_only_grow(self, gate: Gate) -> None:
+        """The order is that of what happened."""
+        await gate.engine()
+        await gate.post("/engines/ann/stop")
+        entries = await gate.audit()
+
+        assert [entry["action"] for entry in entries] == ["stop", "provision", "policy_register"]
+        ids = [entry["id"] for entry in entries]
+        assert ids == sorted(ids, reverse=True)
+
+    async def test_pages_follow_one_another_by_cursor(self, gate: Gate) -> None:
+        """Entries that come meanwhile neither repeat nor hide others."""
+        for _ in range(3):
+            await gate.policy()
+        seen: list[int] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            query = "limit=2" + (f"&cursor={cursor}" if cursor else "")
+            page = (await gate.admin("GET", f"/audit?{query}")).json()
+            seen += [entry["id"] for entry in page["entries"]]
+            cursor = page["next_cursor"]
+            await gate.policy()
+        assert len(seen) == 4
+        assert seen == sorted(set(seen), reverse=True)
+
+    async def test_the_trail_can_be_filtered(self, gate: Gate) -> None:
+        """By user, engine, action and actor."""
+        ann = await gate.engine("ann")
+        await gate.engine("bob")
+
+        assert len(await gate.audit(user_id="ann")) == 1
+        assert len(await gate.audit(engine_id=ann["engine_id"])) == 1
+        assert len(await gate.audit(action="provision")) == 2
+        assert len(await gate.audit(actor="admin")) == 1
+        assert await gate.audit(user_id="ann", action="stop") == []
+
+    async def test_the_trail_can_be_cut_by_time(self, gate: Gate) -> None:
+        """`since` and `until` include their own instant, in any zone."""
+        await gate.clock.advance(10)
+        await gate.engine()
+        at = (await gate.audit(action="provision"))[0]["timestamp"]
+
+        assert len(await gate.audit(since=at, until=at)) == 1
+        assert await gate.audit(since=at.replace("Z", "1Z")) == []
+        assert len(await gate.audit(since=at.replace("Z", "-00:00"))) == 1
+
+    @pytest.mark.parametrize(
+        "query",
+        ["since=yesterday", "until=1714220000", "since=2026-04-27", "since=", "limit=0"]
+        + ["limit=1001", "cursor=!", "cursor=", "until=2026-04-27T12:00:00"],
+    )
+    async def test_a_wrong_filter_is_refused(self, gate: Gate, query: str) -> None:
+        """A wrong time must not look like an empty trail."""
+        answer = await gate.get(f"/audit?{query}")
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+
+    async def test_a_product_sees_its_own_entries_alone(self, gate: Gate) -> None:
+        """The admin may ask for one product by its slug."""
+        await gate.engine(key=(await gate.product("other"))["platform_api_key"])
+        own = (await gate.get("/audit")).json()["entries"]
+        assert [entry["action"] for entry in own] == ["policy_register"]
+
+        theirs = await gate.audit(product="other")
+        assert [entry["action"] for entry in theirs] == ["provision", "policy_register"]
+        unknown = await gate.admin("GET", "/audit?product=nobody")
+        assert (unknown.status_code, code(unknown)) == (404, "PRODUCT_NOT_FOUND")
+        assert code(await gate.get("/audit?product=other")) == "INVALID_REQUEST"
+
+    async def test_denied_admits_are_coalesced(self, gate: Gate) -> None:
+        """At most one entry per product and reason in 10 s, with a count."""
+        for _ in range(5):
+            await refused(gate)
+        await gate.clock.advance(10)
+        gate.services.admission.flush_denials()
+        entries = await gate.audit(action="admit_denied")
+
+        assert [entry["outcome"] for entry in entries] == ["denied", "denied"]
+        assert [entry["metadata"]["count"] for entry in entries] == [4, 1]
+
+    async def test_no_key_is_ever_in_the_trail(self, gate: Gate) -> None:
+        """Neither the engine's nor the product's, old or new."""
+        engine = await gate.engine()
+        rotated = (await gate.post("/engines/ann/rotate-key")).json()
+        await gate.registry.flushed()
+        text = (await gate.client.get("/audit", headers=ADMIN)).text
+
+        for key in (engine["api_key"], rotated["api_key"], gate.key):
+            assert key not in text
+
+
+class TestSection26Products:
+    """What an operator does with products."""
+
+    async def test_register_shows_the_key_once(self, gate: Gate) -> None:
+        """Only its SHA-256 is kept, so no other answer has it."""
+        answer = await gate.product("other", max_engines=3)
+
+        assert set(answer) == {"product_id", "slug", "platform_api_key"}
+        assert answer["slug"] == "other"
+        assert answer["platform_api_key"].startswith("pk-eg-")
+        shown = await gate.admin("GET", f"/products/{answer['product_id']}")
+        assert answer["platform_api_key"] not in shown.text
+
+    async def test_a_slug_is_taken_once(self, gate: Gate) -> None:
+        """Also by a second caller at the same moment."""
+        asked = {"slug": "twice", "display_name": "Twice"}
+        answers = await asyncio.gather(
+            *(gate.admin("POST", "/products/register", asked) for _ in range(3))
+        )
+
+        assert sorted(answer.status_code for answer in answers) == [200, 409, 409]
+        assert code(max(answers, key=lambda one: one.status_code)) == "PRODUCT_SLUG_EXISTS"
+
+    @pytest.mark.parametrize("slug", ["", "-a", "A", "a_b", "a" * 64, "ä", "a b", "a\n"])
+    async def test_a_wrong_slug_is_refused(self, gate: Gate, slug: str) -> None:
+        """A slug is the actor in the trail and the value of a header."""
+        asked = {"slug": slug, "display_name": "X"}
+        answer = await gate.admin("POST", "/products/register", asked)
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert "slug" in answer.json()["error"]["message"]
+
+    async def test_products_are_listed_and_shown(self, gate: Gate) -> None:
+        """The one is an entry of the other; `engines` counts every row."""
+        await gate.policy(max_engines=5, idle_sleep_s=60)
+        await reach(gate, "stopped")
+        listed = (await gate.admin("GET", "/products")).json()
+        product = listed["products"][0]
+
+        assert listed["total"] == 1
+        assert set(product) == {
+            "product_id",
+            "slug",
+            "display_name",
+            "policy",
+            "created_at",
+            "engines",
+        }
+        assert product["policy"] == {"max_engines": 5, "idle_sleep_s": 60}
+        assert (product["display_name"], product["engines"]) == ("Demo", 1)
+        shown = await gate.admin("GET", f"/products/{product['product_id']}")
+        assert shown.json() == product
+
+    async def test_the_policy_is_replaced_as_a_whole(self, gate: Gate) -> None:
+        """A field left out is a limit taken away, from the next request on."""
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        road = f"/products/{product_id}/policy"
+        await gate.admin("PUT", road, {"policy": {"max_engines": 0}})
+        assert code(await gate.post("/engines/provision", {"user_id": "ann"})) == "QUOTA_EXCEEDED"
+        answer = await gate.admin("PUT", road, {"policy": {"rate_limit_rpm": 9}})
+
+        assert answer.json() == {"policy": {"rate_limit_rpm": 9}}
+        await gate.engine()
+
+    async def test_a_lowered_quota_leaves_engines_alone(self, gate: Gate) -> None:
+        """It refuses new ones only."""
+        await gate.engine()
+        await gate.policy(max_engines=0)
+
+        assert (await admitted(gate))["engine"]["status"] == "running"
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            {"max_engines": -1},
+            {"max_engines": True},
+            {"max_engines": 1.5},
+            {"max_engines": "1"},
+            {"max_engines": 10**20},
+            {"rate_limit_rpm": -1},
+            {"user_rate_limit_rpm": "x"},
+            {"idle_sleep_s": -0.5},
+            {"idle_sleep_s": False},
+            {"idle_sleep_s": 1e300},
+            {"unknown": 1},
+            [],
+            None,
+        ],
+    )
+    async def test_an_impossible_policy_is_refused(self, gate: Gate, policy: Any) -> None:
+        """On both roads to one, with nothing changed."""
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        put = await gate.admin("PUT", f"/products/{product_id}/policy", {"policy": policy})
+        asked = {"slug": "other", "display_name": "X", "policy": policy}
+        made = await gate.admin("POST", "/products/register", asked)
+
+        for answer in (put, made):
+            assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert list(gate.registry.by_slug) == ["demo"]
+
+    async def test_all_faults_of_a_policy_are_told_at_once(self, gate: Gate) -> None:
+        """Nobody has to find them one by one."""
+        asked = {"policy": {"max_engines": -1, "idle_sleep_s": -1}}
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        answer = await gate.admin("PUT", f"/products/{product_id}/policy", asked)
+
+        message = answer.json()["error"]["message"]
+        assert "max_engines" in message
+        assert "idle_sleep_s" in message
+
+    async def test_deleting_a_product_destroys_its_engines(self, gate: Gate) -> None:
+        """Its key stops, its engines and their data go, and the answer counts them."""
+        for user_id in ("ann", "bob"):
+            await gate.engine(user_id)
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        answer = await gate.admin("DELETE", f"/products/{product_id}")
+
+        assert answer.json() == {
+            "status": "deleted",
+            "product_id": product_id,
+            "engines_destroyed": 2,
+        }
+        assert (await gate.get("/engines")).status_code == 401
+        assert (await gate.admin("GET", "/products")).json() == {"products": [], "total": 0}
+        assert not gate.backend.world.volumes
+        again = await gate.admin("DELETE", f"/products/{product_id}")
+        assert (again.status_code, code(again)) == (404, "PRODUCT_NOT_FOUND")
+
+    @pytest.mark.parametrize("product_id", ["nobody", "5c2f8b1e-6a0d-4f57-9c3e-2f4b7f0a1d11"])
+    async def test_an_unknown_product_is_not_found(self, gate: Gate, product_id: str) -> None:
+        """Also where the id is no UUID."""
+        for method, path, body in (
+            ("GET", "", None),
+            ("PUT", "/policy", {"policy": {}}),
+            ("POST", "/rotate-platform-key", None),
+            ("DELETE", "", None),
+        ):
+            answer = await gate.admin(method, f"/products/{product_id}{path}", body)
+            assert (answer.status_code, code(answer)) == (404, "PRODUCT_NOT_FOUND")
+
+    @pytest.mark.parametrize("overlap_s", [-1, "1", True, 1e300, None])
+    async def test_a_wrong_overlap_is_refused(self, gate: Gate, overlap_s: Any) -> None:
+        """The old key goes on working."""
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        road = f"/products/{product_id}/rotate-platform-key"
+        answer = await gate.admin("POST", road, {"overlap_s": overlap_s})
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert (await gate.get("/engines")).status_code == 200
+
+
+Provoke = Callable[[Gate], Awaitable[httpx.Response]]
+
+
+def provision(gate: Gate, user_id: str = "ann", **more: Any) -> Awaitable[httpx.Response]:
+    return gate.post("/engines/provision", {"user_id": user_id} | more)
+
+
+async def invalid_request(gate: Gate) -> httpx.Response:
+    return await provision(gate, unknown=1)
+
+
+async def invalid_platform_key(gate: Gate) -> httpx.Response:
+    return await gate.get("/engines", key="x")
+
+
+async def invalid_admin_key(gate: Gate) -> httpx.Response:
+    return await gate.client.get("/products", headers={"X-Admin-Key": "x"})
+
+
+async def policy_denied(gate: Gate) -> httpx.Response:
+    return await provision(gate, engine_version="evil")
+
+
+async def product_not_found(gate: Gate) -> httpx.Response:
+    return await gate.admin("GET", "/products/x")
+
+
+async def engine_not_found(gate: Gate) -> httpx.Response:
+    return await gate.get("/engines/ann")
+
+
+async def not_found(gate: Gate) -> httpx.Response:
+    return await gate.get("/x")
+
+
+async def method_not_allowed(gate: Gate) -> httpx.Response:
+    return await gate.call("DELETE", "/status")
+
+
+async def engine_already_exists(gate: Gate) -> httpx.Response:
+    await gate.engine()
+    return await provision(gate)
+
+
+async def engine_not_running(gate: Gate) -> httpx.Response:
+    await reach(gate, "stopped")
+    return await gate.post("/engines/ann/sleep")
+
+
+async def engine_already_running(gate: Gate) -> httpx.Response:
+    await gate.engine()
+    return await gate.post("/engines/ann/start")
+
+
+async def product_slug_exists(gate: Gate) -> httpx.Response:
+    asked = {"slug": "demo", "display_name": "X"}
+    return await gate.admin("POST", "/products/register", asked)
+
+
+async def engine_busy(gate: Gate) -> httpx.Response:
+    await gate.engine()
+    gate.fake().busy = True
+    return await gate.post("/engines/ann/sleep")
+
+
+async def payload_too_large(gate: Gate) -> httpx.Response:
+    return await provision(gate, "a" * gate.config.server.max_body_bytes)
+
+
+async def quota_exceeded(gate: Gate) -> httpx.Response:
+    await gate.policy(max_engines=0)
+    return await provision(gate)
+
+
+async def rate_limited(gate: Gate) -> httpx.Response:
+    await gate.policy(rate_limit_rpm=0)
+    return await gate.admit()
+
+
+async def internal_error(gate: Gate) -> httpx.Response:
+    gate.backend.fail("start", error=RuntimeError("secret of /var/lib"))
+    return await provision(gate)
+
+
+async def backend_error(gate: Gate) -> httpx.Response:
+    gate.backend.fail("start")
+    return await provision(gate)
+
+
+async def port_exhaustion(gate: Gate) -> httpx.Response:
+    for port in range(gate.config.ports.min, gate.config.ports.max + 1):
+        gate.registry.ports.lease(port)
+    return await provision(gate)
+
+
+async def backend_unavailable(gate: Gate) -> httpx.Response:
+    gate.backend.down = True
+    return await provision(gate)
+
+
+async def storage_unavailable(gate: Gate) -> httpx.Response:
+    gate.journal.fail("told to")
+    return await provision(gate)
+
+
+async def shutting_down(gate: Gate) -> httpx.Response:
+    gate.operations.closed = True
+    return await provision(gate)
+
+
+async def boot_timeout(gate: Gate) -> httpx.Response:
+    gate.backend.boot_s = NEVER_HEALTHY_S
+    return await gate.slowly(gate.post("/engines/provision", {"user_id": "ann"}))
+
+
+async def wake_timeout(gate: Gate) -> httpx.Response:
+    await reach(gate, "sleeping")
+    gate.fake().healthy = False
+    return await gate.slowly(gate.admit(auto_wake=True))
+
+
+PROVOCATIONS: tuple[Provoke, ...] = (
+    invalid_request,
+    invalid_platform_key,
+    invalid_admin_key,
+    policy_denied,
+    product_not_found,
+    engine_not_found,
+    not_found,
+    method_not_allowed,
+    engine_already_exists,
+    engine_not_running,
+    engine_already_running,
+    product_slug_exists,
+    engine_busy,
+    payload_too_large,
+    quota_exceeded,
+    rate_limited,
+    internal_error,
+    backend_error,
+    port_exhaustion,
+    backend_unavailable,
+    storage_unavailable,
+    shutting_down,
+    boot_timeout,
+    wake_timeout,
+)
+BY_CODE = {provoke.__name__.upper(): provoke for provoke in PROVOCATIONS}  # type: ignore[attr-defined]
+
+
+class TestSection27Errors:
+    """Every non-2xx has one shape and a code from one table."""
+
+    def test_every_code_is_provoked(self) -> None:
+        """The table holds 24 codes, and each of them can happen."""
+        assert set(BY_CODE) == set(STATUS)
+        assert len(STATUS) == 24
+
+    @pytest.mark.parametrize("expected", STATUS)
+    async def test_each_code_has_its_status_and_shape(self, gate: Gate, expected: str) -> None:
+        """A program reads the code, a person the message."""
+        answer = await BY_CODE[expected](gate)
+
+        assert code(answer) == expected
+        assert answer.status_code == STATUS[expected]
+        assert set(answer.json()) == {"error"}
+        assert answer.headers["content-type"] == "application/json"
+
+    async def test_a_500_names_a_reference_that_the_log_has(
+        self, gate: Gate, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The caller learns nothing of the inside, the operator finds everything."""
+        answer = await internal_error(gate)
+        error = answer.json()["error"]
+
+        assert "secret" not in answer.text
+        assert error["reference"] in error["message"]
+        assert error["reference"] in caplog.text
+        assert "secret of /var/lib" in caplog.text
+
+    async def test_a_bug_in_a_route_is_a_500_too(
+        self, gate: Gate, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Whatever breaks, the shape of the answer holds."""
+        gate.services.registry.trail.history = lambda _: 1 / 0  # type: ignore[assignment]
+        answer = await gate.admin("GET", "/audit")
+
+        assert (answer.status_code, code(answer)) == (500, "INTERNAL_ERROR")
+        assert "division" not in answer.text
+        assert answer.json()["error"]["reference"] in caplog.text
+
+    async def test_helping_fields_come_with_the_code(self, gate: Gate) -> None:
+        """A program need not read the message."""
+        quota = (await quota_exceeded(gate)).json()["error"]
+        assert quota["limit"] == 0
+        large = (await payload_too_large(gate)).json()["error"]
+        assert large["limit"] == gate.config.server.max_body_bytes
+
+
+class TestSection28Health:
+    """Liveness and readiness of enginegate itself."""
+
+    async def test_all_well(self, gate: Gate) -> None:
+        """A balancer sends requests here."""
+        answer = await gate.client.get("/health")
+
+        assert answer.json() == {
+            "status": "ok",
+            "subsystems": {"journal": "ok", "backend": "ok"},
+        }
+
+    async def test_trouble_behind_is_degraded_and_still_200(self, gate: Gate) -> None:
+        """Admits of running engines still work, so a balancer must not take it out."""
+        gate.backend.down = True
+        await gate.health.sweep()
+        answer = await gate.client.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["subsystems"] == {"journal": "ok", "backend": "down"}
+
+        gate.journal.fail("told to")
+        answer = await gate.client.get("/health")
+        assert answer.json()["subsystems"]["journal"] == "failed"
+
+    @pytest.mark.parametrize(
+        ("phase", "expected"),
+        [("recovering", "STORAGE_UNAVAILABLE"), ("stopping", "SHUTTING_DOWN")],
+    )
+    async def test_503_only_while_replaying_or_stopping(
+        self, gate: Gate, phase: str, expected: str
+    ) -> None:
+        """Only then another one should be asked."""
+        gate.services.phase.name = phase
+        answer = await gate.client.get("/health")
+
+        assert (answer.status_code, code(answer)) == (503, expected)
+        assert answer.json()["error"]["status"] == phase
+
+    async def test_while_stopping_every_change_is_refused(self, gate: Gate) -> None:
+        """Reads and admits of running engines go on to the end."""
+        await gate.engine()
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        gate.services.phase.name = "stopping"
+        await gate.operations.close(0)
+
+        for method, path, body in (
+            ("POST", "/engines/provision", {"user_id": "bob"}),
+            ("POST", "/engines/ann/stop", None),
+            ("POST", "/engines/ann/sleep", None),
+            ("POST", "/engines/ann/rotate-key", None),
+            ("DELETE", "/engines/ann", None),
+        ):
+            assert code(await gate.call(method, path, body)) == "SHUTTING_DOWN", path
+        for method, path, body in (
+            ("POST", "/products/register", {"slug": "x", "display_name": "X"}),
+            ("PUT", f"/products/{product_id}/policy", {"policy": {}}),
+            ("POST", f"/products/{product_id}/rotate-platform-key", None),
+            ("DELETE", f"/products/{product_id}", None),
+        ):
+            assert code(await gate.admin(method, path, body)) == "SHUTTING_DOWN", path
+        assert (await gate.get("/engines/ann")).status_code == 200
+        await admitted(gate)
