@@ -13,7 +13,6 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -23,8 +22,6 @@ from enginegate.api.app import build
 from enginegate.api.services import Services
 from enginegate.api.wire import encode_admit
 from enginegate.backends.base import Backend, EngineSpec
-from enginegate.backends.docker import DockerBackend
-from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
 from enginegate.clock import SystemClock
 from enginegate.config import Config, Secrets
 from enginegate.facts import AnyFact
@@ -82,7 +79,7 @@ class Server:
     async def run(self, ready: Ready) -> None:
         """Do everything, in order; return when stopped cleanly."""
         keyring = Keyring(self.secrets.master_keys)
-        journal = Journal.open(Path(self.config.data_dir), key_id=keyring.key_id)
+        journal = Journal.open(self.config.data_path, key_id=keyring.key_id)
         async with AsyncExitStack() as closing:
             closing.callback(journal.close)
             listener = closing.enter_context(_listener(self.config))
@@ -260,6 +257,8 @@ def make_backend(config: Config, instance: str, probe: Probe) -> Backend:
     """Return the backend that the configuration names; the only place that knows both."""
     engine = config.engine
     if engine.backend == "docker":
+        from enginegate.backends.docker import DockerBackend  # aiohttp costs half a start
+
         return DockerBackend(
             instance=instance,
             container_port=engine.container_port,
@@ -274,8 +273,10 @@ def make_backend(config: Config, instance: str, probe: Probe) -> Backend:
             rotate_mode=engine.rotate_mode,
             own_sources=lambda: probe.sources,
         )
+    from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
+
     return ProcessBackend(
-        data_dir=Path(config.data_dir).resolve(),
+        data_dir=config.data_path,
         command=engine.command or SAMPLE_COMMAND,
         env=engine.env,
         env_passthrough=engine.env_passthrough,

@@ -68,12 +68,10 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Return every method that some route takes at this path."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods
-    return found
+    """Return the methods of this path: of a fixed one, not of the pattern that it fits too."""
+    routes: list[Route] = request.app.routes
+    path = next(one.path for one in routes if one.matches(request.scope)[0] is not Match.NONE)
+    return {method for one in routes if one.path == path for method in one.methods or ()}
 
 
 async def _broken(_: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from enginegate.model import Outcome
 
 HEALTH = ("ok", "degraded", "critical")
 CRITICAL_SHARE = 0.2
+CURSOR_PATTERN = "^[0-9a-f]{1,15}$"
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -83,7 +84,7 @@ class AuditQuery(Struct, frozen=True, kw_only=True):
     since: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
     until: Annotated[datetime, Meta(tz=True)] | UnsetType = UNSET
     limit: Limit = 100
-    cursor: str | UnsetType = UNSET
+    cursor: Annotated[str, Meta(pattern=CURSOR_PATTERN)] | UnsetType = UNSET
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True):

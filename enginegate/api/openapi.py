@@ -48,7 +48,7 @@ ACTING: Json = {
     "in": "header",
     "required": False,
     "description": "With the admin key: the slug of the product to act for.",
-    "schema": {"type": "string", "pattern": wire.SLUG_PATTERN},
+    "schema": {"type": "string"},
 }
 PATH_PARAMETERS: dict[str, Json] = {
     "user_id": {"type": "string", "pattern": wire.USER_ID_PATTERN, "examples": ["demo-user-001"]},

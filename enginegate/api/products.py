@@ -10,6 +10,7 @@ from enginegate.errors import InvalidRequestError
 from enginegate.policy import check_policy, valid_slug
 
 BAD_SLUG = "`slug` is 1 to 63 characters out of a-z, 0-9 and -, the first a letter or digit."
+COUNTS = ("max_engines", "rate_limit_rpm", "user_rate_limit_rpm")
 CHANGING = ("STORAGE_UNAVAILABLE", "SHUTTING_DOWN")
 
 
@@ -24,8 +25,16 @@ async def register(call: Call) -> wire.Registered:
 
 
 def _checked(asked: wire.Policy) -> model.Policy:
-    policy = model.Policy(**asdict(asked))
-    if faults := check_policy(policy):
+    """Return the policy as the core knows it; all its faults are told at once."""
+    limits, faults = asdict(asked), []
+    for name in COUNTS:
+        count = limits[name]
+        if count is not None and not count.is_integer():
+            faults.append(f"{name} must be a whole number")
+        elif count is not None:
+            limits[name] = int(count)
+    policy = model.Policy(**limits)
+    if faults := faults + check_policy(policy):
         raise InvalidRequestError(f"The policy is not possible: {'; '.join(faults)}.")
     return policy
 

@@ -10,11 +10,11 @@ import asyncio
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ from enginegate.backends.base import (
 from enginegate.backends.process_files import Files, Record
 from enginegate.backends.process_launch import Launcher, base_environ, checked
 from enginegate.backends.process_life import Life, sweep
+from enginegate.backends.process_slot import Slot, required, to_the_end, within
 from enginegate.errors import BackendError
 
 SAMPLE_COMMAND: Final[list[str]] = [
@@ -49,23 +50,6 @@ KILL_WAIT_S = 10.0
 ORPHAN_GRACE_S = 10.0
 STATE_WAIT_S = 2.0
 STATE_PAUSE_S = 0.001
-
-
-class Slot:
-    """What is known of one engine; `turn` lets one change at a time happen to it.
-
-    `swept` is False while processes of an earlier life may be left over.
-    """
-
-    def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        self.users = 0
-        self.record: Record | None = None
-        self.life: Life | None = None
-        self.swept = True
-
-    def living(self) -> Life | None:
-        return self.life if self.life is not None and not self.life.has_ended() else None
 
 
 class ProcessBackend:
@@ -153,7 +137,7 @@ class ProcessBackend:
                 await self._thaw(life)
                 return
             await self._end(slot, self._replace_grace_s)
-            await _to_the_end(self._spawn(slot, spec))
+            await to_the_end(self._spawn(slot, spec))
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         async with self._turn(engine_id) as slot:
@@ -162,26 +146,26 @@ class ProcessBackend:
     async def pause(self, engine_id: str) -> None:
         """Freeze the process group and wait until the kernel says that it is frozen."""
         async with self._turn(engine_id) as slot:
-            life = _required(slot, "pause", engine_id)
+            life = required(slot, "pause", engine_id)
             life.send(signal.SIGSTOP)
             await self._until(life, "pause", frozen=True)
 
     async def unpause(self, engine_id: str) -> None:
         async with self._turn(engine_id) as slot:
-            await self._thaw(_required(slot, "unpause", engine_id))
+            await self._thaw(required(slot, "unpause", engine_id))
 
     async def destroy(self, engine_id: str) -> None:
         """Kill at once, also an engine that another call is waiting for; then remove all."""
         self._kill(engine_id)
         async with self._turn(engine_id) as slot:
             await self._end(slot, 0.0)
-            await _to_the_end(self._in_thread("destroy", engine_id, self._files.remove, engine_id))
+            await to_the_end(self._in_thread("destroy", engine_id, self._files.remove, engine_id))
             self._forget(slot)
 
     async def remove_orphan(self, engine_id: str) -> None:
         async with self._turn(engine_id) as slot:
             await self._end(slot, ORPHAN_GRACE_S)
-            await _to_the_end(self._in_thread("remove", engine_id, self._files.disown, engine_id))
+            await to_the_end(self._in_thread("remove", engine_id, self._files.disown, engine_id))
             self._forget(slot)
 
     async def inspect(self, engine_id: str) -> Observation:
@@ -285,10 +269,10 @@ class ProcessBackend:
         try:
             life.send(signal.SIGTERM)
             life.send(signal.SIGCONT)
-            if grace_s > 0 and await _within(grace_s, life.ended):
+            if grace_s > 0 and await within(grace_s, life.ended):
                 return
             life.send(signal.SIGKILL)
-            if not await _within(KILL_WAIT_S, life.ended):
+            if not await within(KILL_WAIT_S, life.ended):
                 raise BackendError("stop", life.record.engine_id, "survives SIGKILL")
         finally:
             life.expected = life.over  # an end that comes after we gave up is news
@@ -409,36 +393,3 @@ class ProcessBackend:
             return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
         except OSError as fault:
             raise BackendError(operation, engine_id, str(fault)) from fault
-
-
-def _required(slot: Slot, operation: str, engine_id: str) -> Life:
-    life = slot.living()
-    if life is None:
-        raise BackendError(operation, engine_id, "the engine does not run")
-    return life
-
-
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await the work to its end even when cancelled, and only then be cancelled.
-
-    A process must not come up, nor files go away, after the call that wanted it is over.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

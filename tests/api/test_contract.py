@@ -61,7 +61,7 @@ async def until(seen: Callable[[], bool]) -> None:
     """Wait for something that happens without time passing."""
     async with asyncio.timeout(PATIENCE_S):
         while not seen():
-            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0))])
+            await asyncio.sleep(0)
 
 
 async def refused(gate: Gate, **options: Any) -> dict[str, Any]:
@@ -206,9 +206,11 @@ class TestSection21EngineObject:
 
     @pytest.mark.parametrize(
         "query",
-        ["limit=0", "limit=1001", "limit=x", "limit=", "limit=1.5", "limit=1&limit=2"]
-        + ["limit=1_0", "limit=%201", "limit=9999999999999999999999", "limit=true"]
-        + ["offset=-1", "offset=x", "offset=1e3", "status=gone", "status=", "status=RUNNING"],
+        [
+            *("limit=0", "limit=1001", "limit=x", "limit=", "limit=1.5", "limit=1&limit=2"),
+            *("limit=1_0", "limit=%201", "limit=9999999999999999999999", "limit=true"),
+            *("offset=-1", "offset=x", "offset=1e3", "status=gone", "status=", "status=RUNNING"),
+        ],
     )
     async def test_a_wrong_parameter_is_refused(self, gate: Gate, query: str) -> None:
         """A list that is not the one asked for would be worse than none."""
@@ -873,8 +875,10 @@ class TestSection25StatusMetricsAudit:
 
     @pytest.mark.parametrize(
         "query",
-        ["since=yesterday", "until=1714220000", "since=2026-04-27", "since=", "limit=0"]
-        + ["limit=1001", "cursor=!", "cursor=", "until=2026-04-27T12:00:00"],
+        [
+            *("since=yesterday", "until=1714220000", "since=2026-04-27", "since=", "limit=0"),
+            *("limit=1001", "cursor=!", "cursor=", "until=2026-04-27T12:00:00"),
+        ],
     )
     async def test_a_wrong_filter_is_refused(self, gate: Gate, query: str) -> None:
         """A wrong time must not look like an empty trail."""
@@ -892,7 +896,8 @@ class TestSection25StatusMetricsAudit:
         assert [entry["action"] for entry in theirs] == ["provision", "policy_register"]
         unknown = await gate.admin("GET", "/audit?product=nobody")
         assert (unknown.status_code, code(unknown)) == (404, "PRODUCT_NOT_FOUND")
-        assert code(await gate.get("/audit?product=other")) == "INVALID_REQUEST"
+        assert code(await gate.get("/audit?product=other")) == "PRODUCT_NOT_FOUND"
+        assert (await gate.get("/audit?product=demo")).json()["entries"] == own
 
     async def test_denied_admits_are_coalesced(self, gate: Gate) -> None:
         """At most one entry per product and reason in 10 s, with a count."""
@@ -975,9 +980,9 @@ class TestSection26Products:
         road = f"/products/{product_id}/policy"
         await gate.admin("PUT", road, {"policy": {"max_engines": 0}})
         assert code(await gate.post("/engines/provision", {"user_id": "ann"})) == "QUOTA_EXCEEDED"
-        answer = await gate.admin("PUT", road, {"policy": {"rate_limit_rpm": 9}})
+        answer = await gate.admin("PUT", road, {"policy": {"rate_limit_rpm": 9.0}})
 
-        assert answer.json() == {"policy": {"rate_limit_rpm": 9}}
+        assert answer.text == '{"policy":{"rate_limit_rpm":9}}'
         await gate.engine()
 
     async def test_a_lowered_quota_leaves_engines_alone(self, gate: Gate) -> None:

@@ -1,0 +1,115 @@
+"""The short road to an admit answers as the long one would, and leaves it the rest."""
+
+import json
+from typing import Any
+
+import pytest
+
+from enginegate.api.app import make_routes
+from tests.api.rig import Gate, Wire
+
+
+async def both(gate: Gate, *, key: str, body: bytes, path: str = "/engines/ann/admit") -> Any:
+    """Ask on both roads; return the one answer."""
+    answers = []
+    for app in (gate.app, make_routes(gate.services)):
+        call = Wire(app, "POST", path, {"X-Platform-Key": key}, body)
+        await app(call.scope, call.receive, call.send)
+        start, end = call.sent.get_nowait(), call.sent.get_nowait()
+        headers = sorted(start["headers"])
+        answers.append((start["status"], headers, end["body"]))
+    assert answers[0] == answers[1]
+    return answers[0][0], json.loads(answers[0][2])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"touch": true}',
+        b'{"touch": false}',
+        b'{"auto_wake": true, "auto_provision": true}',
+        b'{"wait_s": 0}',
+        b'{"verify": true}',
+        b'{"verify": 1}',
+        b'{"unknown": 1}',
+        b"{",
+        b"[]",
+        b"\xff",
+    ],
+)
+async def test_both_roads_give_the_same_answer(gate: Gate, body: bytes) -> None:
+    """Status, headers and bytes; whichever body a product sends."""
+    await gate.engine()
+
+    await both(gate, key=gate.key, body=body)
+
+
+async def test_both_roads_refuse_the_same_callers(gate: Gate) -> None:
+    """Wrong keys, users without engine, and states other than running."""
+    await gate.engine()
+    assert (await both(gate, key="x", body=b""))[0] == 401
+    status, answer = await both(gate, key=gate.key, body=b"", path="/engines/bob/admit")
+    assert (status, answer["reason"]) == (200, "engine_not_found")
+    assert (await both(gate, key=gate.key, body=b"", path="/engines/a b/admit"))[0] == 400
+    assert (await both(gate, key=gate.key, body=b"", path="/engines//admit"))[0] == 404
+    assert (await both(gate, key=gate.key, body=b"", path="/engines/admit"))[0] == 405
+    await gate.post("/engines/ann/stop")
+    status, answer = await both(gate, key=gate.key, body=b"")
+    assert answer["reason"] == "engine_stopped"
+
+
+async def test_the_short_road_asks_neither_disk_nor_backend(gate: Gate) -> None:
+    """What an admit of a running engine costs is a look-up."""
+    await gate.engine()
+    before = (len(gate.backend.calls), gate.journal.bytes_written)
+    for _ in range(100):
+        assert (await gate.admit()).json()["admitted"]
+
+    assert (len(gate.backend.calls), gate.journal.bytes_written) == before
+
+
+async def test_the_short_road_moves_the_lease(gate: Gate) -> None:
+    """An admitted engine has its full lease before the answer goes out."""
+    await gate.engine()
+    await gate.clock.advance(500)
+    await gate.admit()
+
+    assert (await gate.get("/engines/ann/activity")).json()["lease_s"] == 900
+
+
+async def test_the_answer_follows_every_change_of_the_engine(gate: Gate) -> None:
+    """Ready-made bytes never outlive what they tell."""
+    first = (await gate.admit(auto_provision=True)).json()
+    await gate.admit()
+    rotated = (await gate.post("/engines/ann/rotate-key")).json()
+    assert (await gate.admit()).json()["engine"]["api_key"] == rotated["api_key"]
+    await gate.policy(idle_sleep_s=60)
+    assert (await gate.admit()).json()["lease_s"] == 60
+    await gate.call("DELETE", "/engines/ann")
+    assert (await gate.admit()).json()["reason"] == "engine_not_found"
+    again = (await gate.admit(auto_provision=True)).json()
+    assert again["engine"]["engine_id"] != first["engine"]["engine_id"]
+
+
+async def test_a_deleted_product_is_let_in_nowhere(gate: Gate) -> None:
+    """Its key stops at once, on the short road too."""
+    await gate.engine()
+    await gate.admit()
+    product_id = gate.registry.by_slug["demo"].product.product_id
+    await gate.admin("DELETE", f"/products/{product_id}")
+
+    assert (await gate.admit()).status_code == 401
+
+
+async def test_whoever_asks_about_the_lifespan_is_told_yes(gate: Gate) -> None:
+    """Any ASGI server can run the application; starting and stopping is not its task."""
+    call = Wire(gate.app, "GET", "/", {})
+    call.scope["type"] = "lifespan"
+    for message in ("lifespan.startup", "lifespan.shutdown"):
+        call.incoming.put_nowait({"type": message})
+    await call.app(call.scope, call.receive, call.send)
+
+    sent = [call.sent.get_nowait()["type"] for _ in range(2)]
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
