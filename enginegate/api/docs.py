@@ -117,7 +117,7 @@ def _kind(schema: Json) -> str:
     return ", ".join([escape(str(schema.get("type", "anything"))), *notes])
 
 
-_NOTED = ("format", "minimum", "maximum", "maxLength", "pattern", "default")
+_NOTED = ("format", "multipleOf", "minimum", "maximum", "maxLength", "pattern", "default")
 
 
 def _type(name: str, schema: Json) -> str:

@@ -48,7 +48,7 @@ Timestamp = Annotated[str, shown(format="date-time", examples=["2026-04-27T12:34
 Uuid = Annotated[str, shown(format="uuid", examples=["5c2f8b1e-6a0d-4f57-9c3e-2f4b7f0a1d11"])]
 UserId = Annotated[str, shown(pattern=USER_ID_PATTERN, examples=["demo-user-001"])]
 Slug = Annotated[str, shown(pattern=SLUG_PATTERN, examples=["demo"])]
-Count = Annotated[float, shown(type="integer", minimum=0, maximum=COUNT_MAX)]  # 3.0 is whole
+Count = Annotated[float, shown(multipleOf=1, minimum=0, maximum=COUNT_MAX)]  # 3.0 is whole
 Seconds = Annotated[float, shown(minimum=0, maximum=SECONDS_MAX)]
 LeaseS = Annotated[float, shown(minimum=0, description="0: it never sleeps.", examples=[900])]
 Limit = Annotated[int, Meta(ge=1, le=PAGE_MAX)]

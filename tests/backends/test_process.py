@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,14 @@ from enginegate.backends.base import Presence
 from enginegate.backends.proc import read_environ
 from enginegate.backends.process import ProcessBackend
 from enginegate.errors import BackendError, ConfigError
-from tests.backends.contract import BackendContract, HttpHarness, eventually
+from tests.backends.contract import (
+    KEY,
+    OTHER_KEY,
+    BackendContract,
+    HttpHarness,
+    eventually,
+    key_hash,
+)
 
 
 class ProcessHarness(HttpHarness):
@@ -165,23 +173,33 @@ async def test_usage_grows_with_work(harness: ProcessHarness) -> None:
     await eventually(worked)
 
 
+@pytest.fixture
+async def measured(harness: ProcessHarness) -> ProcessHarness:
+    """Engines that report their coverage where the tests do; else like any other."""
+    await harness.use(
+        command=[sys.executable, "-m", "enginegate.sample_engine"],
+        env_passthrough=["COVERAGE_PROCESS_CONFIG", "COVERAGE_FILE"],
+    )
+    return harness
+
+
 class TestSampleEngine:
     """The bundled engine keeps the engine's side of the contract."""
 
     async def test_a_key_is_demanded_everywhere_but_for_health(
-        self, harness: ProcessHarness
+        self, measured: ProcessHarness
     ) -> None:
         """401 without the key, 200 with it; health needs none."""
-        spec = await harness.started()
-        assert (await harness.ask(spec, "/whoami", key="sk-eg-wrong")).status_code == 401
-        assert (await harness.ask(spec, "/whoami")).json()["engine_id"] == spec.engine_id
-        health = (await harness.ask(spec, "/health", key="")).json()
+        spec = await measured.started()
+        assert (await measured.ask(spec, "/whoami", key="sk-eg-wrong")).status_code == 401
+        assert (await measured.ask(spec, "/whoami")).json()["engine_id"] == spec.engine_id
+        health = (await measured.ask(spec, "/health", key="")).json()
         assert (health["status"], health["busy"]) == ("ok", False)
 
-    async def test_it_streams_and_says_busy_meanwhile(self, harness: ProcessHarness) -> None:
+    async def test_it_streams_and_says_busy_meanwhile(self, measured: ProcessHarness) -> None:
         """An open stream is a request at work."""
-        spec = await harness.started()
-        url = f"{harness.backend.url(spec)}/stream?seconds=5&interval=0.05"
+        spec = await measured.started()
+        url = f"{measured.backend.url(spec)}/stream?seconds=5&interval=0.05"
         headers = {"x-engine-key": "sk-eg-first"}
         async with (
             httpx.AsyncClient(headers=headers) as client,
@@ -189,38 +207,90 @@ class TestSampleEngine:
         ):
             lines = answer.aiter_lines()
             assert (await anext(lines)).startswith(("data:", "id:", "event:"))
-            health = (await harness.ask(spec, "/health")).json()
+            health = (await measured.ask(spec, "/health")).json()
             assert health["busy"] or health["active_requests"] > 0
 
-    async def test_it_ends_well_on_sigterm(self, harness: ProcessHarness) -> None:
+    async def test_it_ends_well_on_sigterm(self, measured: ProcessHarness) -> None:
         """Exit code 0."""
-        spec = await harness.started()
-        await harness.backend.stop(spec.engine_id, grace_s=10)
-        assert (await harness.backend.inspect(spec.engine_id)).exit_code == 0
+        spec = await measured.started()
+        await measured.backend.stop(spec.engine_id, grace_s=10)
+        assert (await measured.backend.inspect(spec.engine_id)).exit_code == 0
 
     @pytest.mark.parametrize(("name", "text"), [("SAMPLE_NEVER_HEALTHY", "1")])
     async def test_it_can_be_told_to_stay_unhealthy(
-        self, harness: ProcessHarness, name: str, text: str
+        self, measured: ProcessHarness, name: str, text: str
     ) -> None:
         """For tests of boots that fail."""
-        await harness.use(env={name: text})
-        spec = harness.spec()
-        await harness.backend.start(spec)
+        await measured.use(
+            command=[sys.executable, "-m", "enginegate.sample_engine"],
+            env={name: text},
+            env_passthrough=["COVERAGE_PROCESS_CONFIG", "COVERAGE_FILE"],
+        )
+        spec = measured.spec()
+        await measured.backend.start(spec)
 
         async def answers() -> int:
             try:
-                return (await harness.ask(spec, "/health")).status_code
+                return (await measured.ask(spec, "/health")).status_code
             except httpx.TransportError:
                 return 0
 
         assert await eventually(answers) == 503
 
-    async def test_control_lets_it_crash(self, harness: ProcessHarness) -> None:
+    async def test_control_lets_it_crash(self, measured: ProcessHarness) -> None:
         """The watch reports the code it was told to end with."""
-        spec = await harness.started()
-        events = harness.backend.watch()
+        spec = await measured.started()
+        events = measured.backend.watch()
         with contextlib.suppress(httpx.TransportError):  # it may be gone before it answers
-            await harness.ask(spec, "/control", method="POST", body='{"exit": 3}')
+            await measured.ask(spec, "/control", method="POST", body='{"exit": 3}')
         async with asyncio.timeout(5):
             event = await anext(events)
         assert (event.kind, event.engine_id, event.exit_code) == ("exited", spec.engine_id, 3)
+
+    async def test_data_is_kept_under_plain_names(self, measured: ProcessHarness) -> None:
+        """Files come and go by name; names that lead elsewhere are refused."""
+        spec = await measured.started()
+        assert (await measured.ask(spec, "/data/a", method="PUT", body="one")).status_code == 201
+        assert (await measured.ask(spec, "/data/a")).text == "one"
+        assert (await measured.ask(spec, "/data/missing")).status_code == 404
+        for name in (".hidden", "%2e%2e", "x" * 300):
+            assert (await measured.ask(spec, f"/data/{name}")).status_code in (400, 404)
+
+    async def test_it_refuses_what_it_does_not_know(self, measured: ProcessHarness) -> None:
+        """Paths, methods and bodies that make no sense are answered, not dropped."""
+        spec = await measured.started()
+        assert (await measured.ask(spec, "/nowhere")).status_code == 404
+        assert (await measured.ask(spec, "/whoami", method="DELETE")).status_code in (404, 405)
+        answer = await measured.ask(spec, "/control", method="POST", body="{")
+        assert answer.status_code == 400
+
+    async def test_control_sets_health_and_busy(self, measured: ProcessHarness) -> None:
+        """Tests and demos can make it unwell or busy, and well again."""
+        spec = await measured.started()
+        await measured.ask(spec, "/control", method="POST", body='{"busy": true}')
+        assert (await measured.ask(spec, "/health")).json()["busy"]
+        body = '{"healthy": false, "busy": false}'
+        await measured.ask(spec, "/control", method="POST", body=body)
+        assert (await measured.ask(spec, "/health")).status_code == 503
+        await measured.ask(spec, "/control", method="POST", body='{"healthy": true}')
+        assert (await measured.ask(spec, "/health")).status_code == 200
+
+    async def test_work_makes_it_busy_for_a_while(self, measured: ProcessHarness) -> None:
+        """A job with no connection is said all the same."""
+        spec = await measured.started()
+        await measured.ask(spec, "/work?seconds=0.3", method="POST")
+        assert (await measured.ask(spec, "/health")).json()["busy"]
+
+        async def done() -> bool:
+            return not (await measured.ask(spec, "/health")).json()["busy"]
+
+        await eventually(done)
+
+    async def test_a_new_key_file_is_read_at_once(self, measured: ProcessHarness) -> None:
+        """Every line is a valid key; what is not in the file is not."""
+        spec = await measured.started()
+        await measured.backend.put_key(spec.engine_id, [key_hash(OTHER_KEY), key_hash(KEY)])
+        assert await measured.accepts(spec, KEY)
+        assert await measured.accepts(spec, OTHER_KEY)
+        await measured.backend.put_key(spec.engine_id, [key_hash(OTHER_KEY)])
+        assert not await measured.accepts(spec, KEY)
