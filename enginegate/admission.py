@@ -7,8 +7,9 @@ which may provision, wake, or wait for work that is under way.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
-from time import monotonic_ns
+from time import monotonic_ns, perf_counter
 from typing import Annotated, Any
 
 import msgspec
@@ -89,6 +90,7 @@ class Admission:
         long road: key, body, windows, engine; here the engine is looked at first
         only because a call that goes on to the long road must not be counted twice.
         """
+        began = perf_counter()
         product = self._by_key.get(hashlib.sha256(key).digest())
         if product is None:
             return None
@@ -104,15 +106,17 @@ class Admission:
             return None
         product.traffic.admits += 1
         live.extend_lease(self.clock.now())
+        self._latency.add(perf_counter() - began)
         return answer
 
     def _is_warm(self, body: bytes) -> bool:
         """Return whether a body asks for nothing special; remembers the usual ones."""
         try:
             options = self._decoder.decode(body)
-        except msgspec.MsgspecError:
+            names = [name for name, _ in json.loads(body, object_pairs_hook=list)]
+        except (ValueError, RecursionError):  # bad JSON, bad UTF-8, bad types: told elsewhere
             return False
-        warm = options.touch and not options.verify
+        warm = options.touch and not options.verify and len(names) == len(set(names))
         if len(self._warm_bodies) < BODIES_MAX:
             self._warm_bodies[body] = warm
         return warm
@@ -286,6 +290,14 @@ class Admission:
             waited_ms=waiting.waited_ms(),
             lease_s=live.lease_left_s(now),
         )
+
+    def forget_idle_windows(self) -> None:
+        """Drop the windows of users who have not called for a minute."""
+        now_ns = monotonic_ns()
+        for product in self.registry.products.values():
+            idle = [user for user, window in product.user_windows.items() if window.idle(now_ns)]
+            for user in idle:
+                del product.user_windows[user]
 
     # Denials, for metrics and audit
 

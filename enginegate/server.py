@@ -243,6 +243,7 @@ class Parts:
             for product in registry.products.values():
                 product.traffic.tick()
             self.admission.flush_denials()
+            self.admission.forget_idle_windows()
             await self.recovery.drop_old_keys()
 
     async def _retain_forever(self, journal: Journal) -> None:

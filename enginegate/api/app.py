@@ -99,6 +99,8 @@ class Gate:
             return
         assert user_id is not None
         message = await receive()
+        if message.get("more_body", False):
+            message = await _whole(message, receive, limit=self._body_max)
         if message["type"] == "http.request" and not message.get("more_body", False):
             body = message.get("body", b"")
             answer = self._warm(key, user_id, body) if len(body) <= self._body_max else None
@@ -140,6 +142,19 @@ def _platform_key(scope: Scope) -> bytes | None:
             key: bytes = value
             return key
     return None
+
+
+async def _whole(first: Message, receive: Receive, *, limit: int) -> Message:
+    """Return a body that comes in pieces as one message, cut off once it is too long."""
+    body: bytes = first.get("body", b"")
+    while len(body) <= limit:
+        message = await receive()
+        if message["type"] != "http.request":
+            return message
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return {"type": "http.request", "body": body, "more_body": False}
+    return {"type": "http.request", "body": body, "more_body": True}
 
 
 def _replay(first: Message, receive: Receive) -> Receive:

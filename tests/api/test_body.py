@@ -29,6 +29,7 @@ async def send(gate: Gate, path: str, content: bytes) -> tuple[int, str]:
         b"{}{}",
         b"\xff",
         b'{"user_id": "\xff"}',
+        b'{"touch": "\xff"}',
         b'{"user_id": NaN}',
         b'{"user_id": "\\ud800"}',
         b"\xef\xbb\xbf{}",
@@ -115,6 +116,18 @@ async def test_a_client_that_leaves_while_sending_gets_no_answer(gate: Gate) -> 
         call.incoming.get_nowait()
         assert await call.run() == (0, b"")
     assert not gate.backend.world.engines
+
+
+async def test_pieces_of_an_admit_are_put_together_for_the_short_road(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the network cuts it, an admit of a running engine stays on the short road."""
+    await gate.engine()
+    monkeypatch.setattr(gate.services.admission, "admit", None)  # the long road is closed
+    call = Wire(gate.app, "POST", ADMIT, {"X-Platform-Key": gate.key}, b"{", b"}", b"")
+
+    assert (await call.run())[0] == 200
+    assert call.received == 3
 
 
 async def test_unknown_parameters_of_a_query_are_passed_over(gate: Gate) -> None:

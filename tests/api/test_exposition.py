@@ -97,6 +97,20 @@ async def test_everything_that_is_promised_is_there(gate: Gate) -> None:
     assert value("enginegate_backend_up") == 1
 
 
+async def test_admits_on_the_short_road_are_measured_too(gate: Gate) -> None:
+    """They are nearly all admits there are, so the histogram is about them."""
+    await gate.engine()
+    for _ in range(10):
+        await gate.admit()
+    (counted,) = (
+        sample.value
+        for sample in (await families(gate))["enginegate_admit_seconds"].samples
+        if sample.name.endswith("_count") and sample.labels == {"outcome": "none"}
+    )
+
+    assert counted == 10
+
+
 async def test_no_label_names_a_user_or_an_engine(gate: Gate) -> None:
     """The page stays as small as the configuration, however large the fleet."""
     engine = await gate.engine("someone-special")

@@ -37,6 +37,8 @@ async def both(gate: Gate, *, key: str, body: bytes, path: str = "/engines/ann/a
         b"{",
         b"[]",
         b"\xff",
+        b'{"\xff": 1}',
+        b'{"touch": true, "touch": true}',
     ],
 )
 async def test_both_roads_give_the_same_answer(gate: Gate, body: bytes) -> None:

@@ -343,3 +343,16 @@ async def test_no_free_port_is_said(make_gate: Any) -> None:
         await gate.admit(owner, "bob", auto_provision=True)
     assert error.value.fields == {"min": 9001, "max": 9001}
     assert "bob" not in owner.taken
+
+
+async def test_windows_of_users_who_have_gone_are_dropped(
+    gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory goes by the calls of the last minute, not by the users there ever were."""
+    owner = await gate.product(user_rate_limit_rpm=5)
+    await gate.admit(owner, "ann")
+    gate.admission.forget_idle_windows()
+    assert set(owner.user_windows) == {"ann"}
+    monkeypatch.setattr("enginegate.admission.monotonic_ns", lambda: 10**30)
+    gate.admission.forget_idle_windows()
+    assert owner.user_windows == {}
