@@ -9,13 +9,13 @@ Everything here blocks and belongs into a thread. Nothing is synced: after a pow
 failure no process is left that a record could lead to, and `start` writes keys anew.
 """
 
+import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -128,13 +128,16 @@ class Files:
     def _remove_data(path: Path) -> None:
         for attempt in range(REMOVE_ATTEMPTS):
             try:
-                shutil.rmtree(path, onerror=_open_up)
-            except FileNotFoundError:
-                return
+                shutil.rmtree(path)
+            except PermissionError:
+                _unlock(path)
             except OSError:
-                if attempt == REMOVE_ATTEMPTS - 1:
+                if attempt == REMOVE_ATTEMPTS - 1 and path.exists():
                     raise
-                time.sleep(REMOVE_PAUSE_S)
+            if not path.exists():
+                return
+            time.sleep(REMOVE_PAUSE_S)
+        raise OSError(errno.EACCES, "cannot be removed", str(path))
 
 
 def ticks_now() -> int:
@@ -177,11 +180,11 @@ def _tail(path: Path, lines: int) -> list[str]:
     return [line[:LINE_MAX_BYTES].decode("utf-8", "replace") for line in found]
 
 
-def _open_up(function: Callable[..., Any], path: str, error: Any) -> None:
-    """Let a directory that its engine made unwritable be removed all the same."""
-    if not issubclass(error[0], PermissionError):
-        raise error[1]
+def _unlock(path: Path) -> None:
+    """Let folders that their engine made unwritable be removed all the same."""
     with suppress(OSError):
-        Path(path).parent.chmod(0o700)
-        Path(path).chmod(0o700)
-    function(path)
+        path.chmod(0o700)
+        for folder, names, _ in os.walk(path):
+            for inner in (Path(folder, name) for name in names):
+                if not inner.is_symlink():  # what it leads to is not ours
+                    inner.chmod(0o700)
