@@ -21,6 +21,7 @@ from enginegate.registry import LiveEngine, Operation
 log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S = 30.0
+TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
 ORPHAN_GRACE_S = 60.0
 ORPHANS_MIN = 3
 ORPHANS_SHARE = 0.05
@@ -67,6 +68,15 @@ class Recovery:
         while True:
             await self.ground.clock.sleep(COMPARE_EVERY_S)
             await self.compare()
+
+    async def trim_logs_forever(self) -> None:
+        """Keep engines' logs bounded; a round that fails is made up for by the next."""
+        while True:
+            await self.ground.clock.sleep(TRIM_EVERY_S)
+            try:
+                await self.ground.backend.trim_logs()
+            except BackendError as error:
+                log.warning("logs not trimmed: %s", error)
 
     async def compare(self) -> None:
         """Compare all rows with the backend, finish what has no owner, remove orphans."""

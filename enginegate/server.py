@@ -229,6 +229,7 @@ class Parts:
             ("restarts", self.health.restart_forever()),
             ("idle", self.idle.run_forever()),
             ("compare", self.recovery.compare_forever()),
+            ("logs", self.recovery.trim_logs_forever()),
             ("ticks", self._tick_forever()),
             ("retention", self._retain_forever(journal)),
         ]

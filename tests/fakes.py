@@ -31,6 +31,7 @@ from enginegate.probe import Health
 WALL_START_MS = 1_750_000_000_000
 SETTLE_TURNS = 25
 KILLED = 137
+LOG_LINES_MAX = 1000
 
 
 class ManualClock:
@@ -374,6 +375,11 @@ class FakeBackend:
     async def logs(self, engine_id: str, *, lines: int) -> Sequence[str]:
         async with self._call("logs", engine_id):
             return self.world.logs.get(engine_id, [])[-lines:] if lines > 0 else []
+
+    async def trim_logs(self) -> None:
+        async with self._call("trim_logs"):
+            for lines in self.world.logs.values():
+                del lines[:-LOG_LINES_MAX]
 
     async def usage(self, engine_id: str) -> Usage:
         async with self._call("usage", engine_id):

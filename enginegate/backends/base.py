@@ -146,6 +146,10 @@ class Backend(Protocol):
         """Return its last log lines, oldest first; empty when there are none."""
         ...
 
+    async def trim_logs(self) -> None:
+        """Cut logs that have grown over their bound, where nobody else bounds them."""
+        ...
+
     async def usage(self, engine_id: str) -> Usage:
         """Return what it has consumed."""
         ...

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from enginegate.backends.proc import processes, read_environ
+from tests.e2e.conftest import eventually
 
 ROUNDS = 20
 CLIENTS = 8
@@ -151,3 +152,15 @@ def test_no_key_is_in_any_file_or_log(own_server: Any) -> None:
     for secret in secrets:
         assert secret not in audit
         assert not any(secret.encode() in text for text in texts)
+
+
+def test_the_log_of_an_engine_is_bounded_while_the_server_runs(own_server: Any) -> None:
+    """An engine that writes without end does not fill the disk."""
+    made = own_server.cli.json("products", "register", "demo", "--name", "Demo")
+    headers = {"X-Platform-Key": made["platform_api_key"]}
+    body = {"auto_provision": True}
+    httpx.post(f"{own_server.url}/engines/ann/admit", json=body, headers=headers, timeout=30)
+    [log] = (own_server.directory / "data" / "logs").glob("*.log")
+    with log.open("ab") as file:
+        file.write(b"a line\n" * 1_000_000)
+    eventually(lambda: log.stat().st_size < 1 << 20, "the log is cut")

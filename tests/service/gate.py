@@ -172,6 +172,7 @@ class Gate:
         self.spawn(self.health.restart_forever())
         self.spawn(self.idle.run_forever())
         self.spawn(self.recovery.compare_forever())
+        self.spawn(self.recovery.trim_logs_forever())
 
     async def close(self) -> None:
         for task in self.tasks:

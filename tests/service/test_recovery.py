@@ -223,3 +223,16 @@ async def test_an_overlap_of_keys_ends_after_a_restart_too(make_gate: Any, clock
     await again.recovery.drop_old_keys()
     assert len(fake.key_file) == 1
     await again.close()
+
+
+async def test_logs_are_kept_bounded_all_the_time(gate: Any, clock: Any) -> None:
+    """Every few seconds, and a round that failed does not end it."""
+    live = await gate.engine(await gate.product())
+    gate.run_loops()
+    logs = gate.backend.world.logs[live.engine.engine_id]
+    logs += ["line"] * 5000
+    gate.backend.fail("trim_logs")
+    await clock.advance(6)
+    assert len(logs) > 5000
+    await clock.advance(5)
+    assert len(logs) == 1000

@@ -215,6 +215,9 @@ class DockerBackend:
         text = await self._daemon.logs(ask, found.container_id, tail)
         return [line[:_LOG_LINE_MAX] for line in text.splitlines()][-tail:]
 
+    async def trim_logs(self) -> None:
+        """Do nothing: Docker rotates them, as the container was created with."""
+
     async def usage(self, engine_id: str) -> Usage:
         ask = _ask("usage", engine_id, Priority.PROBE)
         found = await self._find(ask)
