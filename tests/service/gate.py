@@ -33,13 +33,26 @@ class MemoryJournal:
         self.apply: Callable[[list[tuple[int, AnyFact]]], None] = lambda _: None
         self.abandon: Callable[[], None] = lambda: None
         self.failing = False
+        self.held: list[tuple[AnyFact, asyncio.Future[int]]] | None = None
 
     def submit(self, fact: AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]":
         if self.status == "failed" or (self.status == "full" and not use_reserve):
             raise StorageUnavailableError("The journal cannot be written.")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(self._sync, fact, future)
+        if self.held is None:
+            asyncio.get_running_loop().call_soon(self._sync, fact, future)
+        else:
+            self.held.append((fact, future))
         return future
+
+    def hold(self) -> None:
+        """Let the disk be slow: nothing becomes durable until `release`."""
+        self.held = []
+
+    def release(self) -> None:
+        held, self.held = self.held or [], None
+        for fact, future in held:
+            self._sync(fact, future)
 
     def _sync(self, fact: AnyFact, future: "asyncio.Future[int]") -> None:
         if self.failing:

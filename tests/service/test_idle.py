@@ -153,3 +153,21 @@ async def test_engines_at_work_or_without_a_journal_are_looked_at_later(
     gate.journal.status = "ok"
     await clock.advance(1.5)
     assert live.engine.status == "sleeping"
+
+
+async def test_an_admit_while_the_sleep_goes_to_the_disk_wakes_it_again(
+    gate: Any, clock: Any
+) -> None:
+    """The engine is frozen already; the caller is admitted all the same, without auto_wake."""
+    owner = await gate.product(idle_sleep_s=10)
+    live = await gate.engine(owner)
+    gate.spawn(gate.idle.run_forever())
+    gate.journal.hold()
+    await clock.advance(10.5)
+    assert gate.backend.engine(live.engine.engine_id).presence == "paused"
+    caller = asyncio.create_task(gate.admit(owner))
+    await settle()
+    gate.journal.release()
+    assert isinstance(await caller, Admitted)
+    assert gate.actions()[-2:] == ["sleep", "wake"]
+    assert gate.backend.engine(live.engine.engine_id).presence == "running"
