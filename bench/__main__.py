@@ -1,149 +1,84 @@
-"""What an admit costs in process beside the least it must do, and how fast a journal replays.
+"""Measures enginegate, side by side with what it is to be compared with.
 
-`python -m bench` runs all, `--smoke` a short version. Figures of one run on one
-machine may be compared with each other, never with those of another machine.
+`python -m bench` runs everything; names choose some. Figures of one run on one machine
+may be compared with each other, never with those of another machine.
 """
 
 import argparse
-import json
-import platform
-import time
-from collections.abc import Callable
-from hashlib import sha256
-from typing import Any
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
-from enginegate import facts as f
-from enginegate.admission import Admission
-from enginegate.api.wire import encode_admit
-from enginegate.clock import SystemClock
-from enginegate.keys import Keyring, digest_hex, new_engine_key, new_master_key, new_platform_key
-from enginegate.model import Engine, Policy, Product, Status
-from enginegate.ports import PortMap
-from enginegate.registry import Registry
+import msgspec
+from rich.console import Console
 
-ENGINES = 1_000
+from bench import plot, table
+from bench.context import Context
+from bench.results import Report, Result, commit, machine
+
+MODULES = ("in_process", "limiter", "admit_http")
 
 
-def nanoseconds(work: Callable[[], object], *, calls: int, rounds: int = 5) -> float:
-    """Return the best mean of some rounds, in nanoseconds a call."""
-    best = float("inf")
-    for _ in range(rounds):
-        began = time.perf_counter_ns()
-        for _ in range(calls):
-            work()
-        best = min(best, (time.perf_counter_ns() - began) / calls)
-    return round(best, 1)
+def main() -> int:
+    benches = {module.NAME: module for module in map(_load, MODULES)}
+    options = _parser(benches).parse_args()
+    console, said = Console(), Console(stderr=True)
+    report = Report(machine=machine(), commit=commit(), smoke=options.smoke, results=[])
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for name in options.names or benches:
+            report.results.append(_run(benches[name], Path(folder), said, smoke=options.smoke))
+    table.show(report, console)
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    if options.plots:
+        plot.draw(report, options.plots)
+    return _judge(report, said) if options.guard else 0
 
 
-def warm_admission() -> tuple[Admission, bytes]:
-    """Return an admission over a fleet of running engines, and a platform key for it."""
-    keyring, key = Keyring([new_master_key()]), new_platform_key()
-    product = Product(
-        product_id="p",
-        slug="bench",
-        display_name="",
-        policy=Policy(rate_limit_rpm=10**9),
-        key_hash=digest_hex(key),
-        created_at_ms=0,
+def _run(module: ModuleType, folder: Path, said: Console, *, smoke: bool) -> Result:
+    """Run one: on a terminal a line that moves, elsewhere one that says what is on."""
+    if not said.is_terminal:
+        said.print(f"{module.NAME}: {module.TITLE}")
+    with said.status(module.NAME) as status:
+
+        def progress(what: str) -> None:
+            status.update(f"{module.NAME}: {what}")
+
+        result: Result = module.run(Context(smoke=smoke, directory=folder, progress=progress))
+    return result
+
+
+def _load(name: str) -> ModuleType:
+    return import_module(f"bench.{name}")
+
+
+def _parser(benches: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:<14} {module.TITLE}" for name, module in benches.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog=f"benchmarks:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    registry = Registry(
-        ports=PortMap(9001, 60_000),
-        keyring=keyring,
-        clock=SystemClock(),
-        url_of=lambda engine: f"http://127.0.0.1:{engine.port}",
-        sleep_after_s=900,
+    parser.add_argument("names", nargs="*", choices=[*benches, []], metavar="name")
+    parser.add_argument("--smoke", action="store_true", help="a short run, to see that all works")
+    parser.add_argument(
+        "--guard", action="store_true", help="exit 1 if a ratio is beyond its guard"
     )
-    engines = [
-        Engine(
-            engine_id=f"e{n}",
-            product_id="p",
-            user_id=f"user{n}",
-            status=Status.RUNNING,
-            port=9001 + n,
-            engine_version="x",
-            sealed_key=keyring.seal(f"e{n}", new_engine_key()),
-            key_hash="00",
-            created_at_ms=0,
-            changed_at_ms=0,
-        )
-        for n in range(ENGINES)
-    ]
-    registry.load([product, *engines], [])
-    unused: Any = None
-    admission = Admission(
-        registry=registry,
-        lifecycle=unused,
-        health=unused,
-        clock=SystemClock(),
-        encode=encode_admit,
-    )
-    return admission, key.encode()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into a directory")
+    return parser
 
 
-def in_process(*, calls: int) -> dict[str, float]:
-    """Return what a warm admit costs beside the least it must do: one hash, two look-ups."""
-    admission, key = warm_admission()
-    by_key, by_user = {sha256(key).digest(): 1}, {"user5": 1}
-
-    def least() -> None:
-        by_key.get(sha256(key).digest())
-        by_user.get("user5")
-
-    warm_ns = nanoseconds(lambda: admission.warm(key, "user5", b""), calls=calls)
-    least_ns = nanoseconds(least, calls=calls)
-    return {"warm_admit_ns": warm_ns, "least_ns": least_ns, "ratio": round(warm_ns / least_ns, 2)}
-
-
-def replay(*, facts: int) -> dict[str, float]:
-    """Return how fast a history of sleeps and wakes becomes a fleet again."""
-    keyring = Keyring([new_master_key()])
-    registry = Registry(
-        ports=PortMap(9001, 9999),
-        keyring=keyring,
-        clock=SystemClock(),
-        url_of=lambda _: "",
-        sleep_after_s=900,
-    )
-    ids = {"engine_id": "e", "product_id": "p", "user_id": "u"}
-    tail: list[tuple[int, f.AnyFact]] = [
-        (
-            1,
-            f.ProductRegistered(
-                at_ms=1, product_id="p", slug="p", display_name="", policy=Policy(), key_hash="00"
-            ),
-        ),
-        (
-            2,
-            f.Provisioned(
-                at_ms=1,
-                **ids,
-                port=9001,
-                engine_version="x",
-                key_hash="00",
-                sealed_key=keyring.seal("e", new_engine_key()),
-            ),
-        ),
-        (3, f.Booted(at_ms=1, **ids, via="provision")),
-    ]
-    for number in range(4, facts, 2):
-        tail.append((number, f.Slept(at_ms=number, **ids, reason="idle")))
-        tail.append((number + 1, f.Woken(at_ms=number, **ids)))
-    began = time.perf_counter()
-    registry.load([], tail)
-    return {"facts_per_s": round(len(tail) / (time.perf_counter() - began))}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="a short run, to see that it works")
-    smoke = parser.parse_args().smoke
-    figures = {
-        "machine": f"{platform.machine()} python {platform.python_version()}",
-        "admit in process": in_process(calls=2_000 if smoke else 200_000),
-        "replay": replay(facts=2_000 if smoke else 200_000),
-    }
-    print(json.dumps(figures, indent=2))
+def _judge(report: Report, said: Console) -> int:
+    """Tell which ratios are beyond what even a short run on a busy machine must keep."""
+    beyond = [goal for one in report.results for goal in one.goals if not goal.guarded]
+    for goal in beyond:
+        said.print(f"regression: {goal.name} is {goal.value:g}, {goal.must} {goal.guard:g} allowed")
+    return 1 if beyond else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
