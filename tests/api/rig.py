@@ -1,7 +1,7 @@
 """A whole gate behind its HTTP API, in memory: real core, real journal, fake backend."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from enginegate.api.services import Phase, Services
 from enginegate.api.wire import encode_admit
 from enginegate.config import Config, Secrets
 from enginegate.health import HealthLoop
+from enginegate.idle import IdleLoop
 from enginegate.journal import Committer, Journal
 from enginegate.keys import Keyring
 from enginegate.lifecycle import Lifecycle, Operations, Products
 from enginegate.lifecycle.ground import Ground
+from enginegate.model import Status
 from enginegate.ports import PortMap
+from enginegate.recovery import Recovery
 from enginegate.registry import LiveEngine, Registry
-from tests.fakes import FakeBackend, FakeEngine, FakeProbe, ManualClock
+from tests.fakes import FakeBackend, FakeEngine, FakeProbe, ManualClock, settle
 
 ADMIN_KEY = "ak-eg-admin-key-of-the-tests"
 METRICS_KEY = "mk-eg-metrics-key-of-the-tests"
@@ -30,15 +33,19 @@ SECRETS = Secrets(admin_key=ADMIN_KEY, master_keys=(MASTER_KEY,), metrics_key=ME
 ADMIN = {"X-Admin-Key": ADMIN_KEY}
 PATIENCE_S = 5.0  # of real time, before a test that waits for something gives up
 STEP_S = 1.0
+TIME_STEP_S = 0.25
 
 
 class Gate:
-    """The parts of a gate and a client of its API; `key` is that of the product `demo`."""
+    """The parts of a gate and a client of its API; `key` is that of the product `demo`.
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    With `after` it is the next start on the directory and the world of another one.
+    """
+
+    def __init__(self, config: Config, directory: Path, after: "Gate | None" = None) -> None:
         self.config = config
-        self.clock = ManualClock()
-        self.backend = FakeBackend(clock=self.clock)
+        self.clock = after.clock if after else ManualClock()
+        self.backend = FakeBackend(clock=self.clock, world=after.backend.world if after else None)
         keyring = Keyring(SECRETS.master_keys)
         self.journal = Journal.open(directory, key_id=keyring.key_id, check=lambda _: [])
         self.registry = Registry(
@@ -48,7 +55,8 @@ class Gate:
             url_of=lambda engine: f"http://127.0.0.1:{engine.port}",
             sleep_after_s=config.idle.sleep_after_s,
         )
-        self.journal.begin([])
+        self.registry.load(self.journal.snapshot, self.journal.tail)
+        self.journal.begin(self.registry.snapshot())
         self.journal.on_sync = self.registry.meters.synced
         self.registry.trail.history = lambda before: self.journal.history(before=before)
         self.committer = Committer(
@@ -69,12 +77,15 @@ class Gate:
         )
         self.lifecycle = Lifecycle(ground, self.operations)
         self.health = HealthLoop(ground, self.lifecycle)
+        self.idle = IdleLoop(ground, self.lifecycle, spawn=self.spawn)
+        self.products = Products(registry=self.registry, lifecycle=self.lifecycle, clock=self.clock)
+        self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
         self.services = Services(
             config=config,
             secrets=SECRETS,
             registry=self.registry,
             lifecycle=self.lifecycle,
-            products=Products(registry=self.registry, lifecycle=self.lifecycle, clock=self.clock),
+            products=self.products,
             admission=Admission(
                 registry=self.registry,
                 lifecycle=self.lifecycle,
@@ -91,7 +102,19 @@ class Gate:
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://gate"
         )
-        self.key = ""
+        self.key = after.key if after else ""
+
+    async def recover(self) -> None:
+        """Do what a server does before it listens."""
+        await self.recovery.at_start()
+        self.idle.plan_all()
+
+    def run_loops(self) -> None:
+        """Run what a server runs beside the requests, by the clock of the test."""
+        self.spawn(self.health.sweep_forever(), "probes")
+        self.spawn(self.health.watch_forever(), "watch")
+        self.spawn(self.health.restart_forever(), "restarts")
+        self.spawn(self.idle.run_forever(), "idle")
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "") -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -175,6 +198,20 @@ class Gate:
                 await asyncio.wait([task], timeout=0.001)
         return task.result()
 
+    async def durable(self) -> None:
+        """Wait until everything that was begun is on disk and its consequences have been drawn."""
+        async with asyncio.timeout(PATIENCE_S):
+            await settle()
+            while self.registry._pending:
+                await asyncio.sleep(0.001)
+                await settle()
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the clock run in small steps, each with all that it brings about."""
+        for _ in range(round(seconds / TIME_STEP_S)):
+            await self.clock.advance(TIME_STEP_S)
+            await self.durable()
+
     async def slowly(self, call: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
         """Return the answer of a call that takes time by the clock."""
         answer: httpx.Response = await self.settled(self.spawn(call))
@@ -182,13 +219,20 @@ class Gate:
 
 
 @asynccontextmanager
-async def opened(directory: Path, **sections: Any) -> AsyncIterator[Gate]:
-    """Open a gate with these sections of the configuration and the product `demo`."""
-    gate = Gate(Config(**sections), directory)
+async def opened(
+    directory: Path, *, after: Gate | None = None, **sections: Any
+) -> AsyncIterator[Gate]:
+    """Open a gate with these sections of the configuration and the product `demo`.
+
+    `after` is a gate that was closed: this one starts on what it left behind.
+    """
+    gate = Gate(Config(**sections), directory, after)
     writing = gate.spawn(gate.committer.run(), "journal")
     try:
         async with gate.client:
-            gate.key = (await gate.product())["platform_api_key"]
+            if after is None:
+                gate.key = (await gate.product())["platform_api_key"]
+            await gate.recover()
             yield gate
     finally:
         others = gate.tasks - {writing}
@@ -206,6 +250,53 @@ def code(answer: httpx.Response) -> str:
     assert error["message"]
     found: str = error["code"]
     return found
+
+
+async def reach(gate: Gate, state: str) -> None:
+    """Bring the engine of `ann` into one of the six states."""
+    if state == "provisioning":
+        gate.backend.hang("start")
+        gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await until(lambda: bool(gate.registry.by_slug["demo"].engines))
+        return
+    await gate.engine()
+    match state:
+        case "sleeping":
+            assert (await gate.post("/engines/ann/sleep")).status_code == 200
+        case "stopped":
+            assert (await gate.post("/engines/ann/stop")).status_code == 200
+        case "failed":
+            await gate.fail()
+        case "destroying":
+            gate.backend.hang("destroy")
+            gate.spawn(gate.call("DELETE", "/engines/ann"))
+            await until(lambda: gate.live().engine.status is Status.DESTROYING)
+
+
+async def until(seen: Callable[[], bool]) -> None:
+    """Wait for something that happens without time passing."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not seen():
+            await asyncio.sleep(0)
+
+
+async def refused(gate: Gate, **options: Any) -> dict[str, Any]:
+    """Return what an admit of `ann` is refused with."""
+    answer = await gate.admit(**options)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"admitted", "engine", "reason", "retry_after_s"}
+    assert (body["admitted"], body["engine"]) == (False, None)
+    return body
+
+
+async def admitted(gate: Gate, user_id: str = "ann", **options: Any) -> dict[str, Any]:
+    """Return the answer to an admit that goes through."""
+    answer = await gate.admit(user_id, **options)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    assert body["admitted"] is True, body
+    return body
 
 
 class Wire:

@@ -7,11 +7,9 @@ One class per section. What belongs to one module alone is tested beside it:
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
 
 from enginegate.api.problems import STATUS
@@ -19,7 +17,8 @@ from enginegate.backends.base import Connection
 from enginegate.config import EngineSettings, Idle, Ports
 from enginegate.model import Status
 from tests.api.conftest import OpenGate
-from tests.api.rig import ADMIN, PATIENCE_S, Gate, code
+from tests.api.provocations import BY_CODE, internal_error, payload_too_large, quota_exceeded
+from tests.api.rig import ADMIN, Gate, admitted, code, reach, refused, until
 
 EIGHT = {
     "engine_id",
@@ -33,54 +32,6 @@ EIGHT = {
 }
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 STATES = [status.value for status in Status]
-NEVER_HEALTHY_S = 1e9
-
-
-async def reach(gate: Gate, state: str) -> None:
-    """Bring the engine of `ann` into one of the six states."""
-    if state == "provisioning":
-        gate.backend.hang("start")
-        gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
-        await until(lambda: bool(gate.registry.by_slug["demo"].engines))
-        return
-    await gate.engine()
-    match state:
-        case "sleeping":
-            assert (await gate.post("/engines/ann/sleep")).status_code == 200
-        case "stopped":
-            assert (await gate.post("/engines/ann/stop")).status_code == 200
-        case "failed":
-            await gate.fail()
-        case "destroying":
-            gate.backend.hang("destroy")
-            gate.spawn(gate.call("DELETE", "/engines/ann"))
-            await until(lambda: gate.live().engine.status is Status.DESTROYING)
-
-
-async def until(seen: Callable[[], bool]) -> None:
-    """Wait for something that happens without time passing."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not seen():
-            await asyncio.sleep(0)
-
-
-async def refused(gate: Gate, **options: Any) -> dict[str, Any]:
-    """Return what an admit of `ann` is refused with."""
-    answer = await gate.admit(**options)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    assert set(body) == {"admitted", "engine", "reason", "retry_after_s"}
-    assert (body["admitted"], body["engine"]) == (False, None)
-    return body
-
-
-async def admitted(gate: Gate, user_id: str = "ann", **options: Any) -> dict[str, Any]:
-    """Return the answer to an admit that goes through."""
-    answer = await gate.admit(user_id, **options)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    assert body["admitted"] is True, body
-    return body
 
 
 class TestSection2Api:
@@ -1070,156 +1021,6 @@ class TestSection26Products:
 
         assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
         assert (await gate.get("/engines")).status_code == 200
-
-
-Provoke = Callable[[Gate], Awaitable[httpx.Response]]
-
-
-def provision(gate: Gate, user_id: str = "ann", **more: Any) -> Awaitable[httpx.Response]:
-    return gate.post("/engines/provision", {"user_id": user_id} | more)
-
-
-async def invalid_request(gate: Gate) -> httpx.Response:
-    return await provision(gate, unknown=1)
-
-
-async def invalid_platform_key(gate: Gate) -> httpx.Response:
-    return await gate.get("/engines", key="x")
-
-
-async def invalid_admin_key(gate: Gate) -> httpx.Response:
-    return await gate.client.get("/products", headers={"X-Admin-Key": "x"})
-
-
-async def policy_denied(gate: Gate) -> httpx.Response:
-    return await provision(gate, engine_version="evil")
-
-
-async def product_not_found(gate: Gate) -> httpx.Response:
-    return await gate.admin("GET", "/products/x")
-
-
-async def engine_not_found(gate: Gate) -> httpx.Response:
-    return await gate.get("/engines/ann")
-
-
-async def not_found(gate: Gate) -> httpx.Response:
-    return await gate.get("/x")
-
-
-async def method_not_allowed(gate: Gate) -> httpx.Response:
-    return await gate.call("DELETE", "/status")
-
-
-async def engine_already_exists(gate: Gate) -> httpx.Response:
-    await gate.engine()
-    return await provision(gate)
-
-
-async def engine_not_running(gate: Gate) -> httpx.Response:
-    await reach(gate, "stopped")
-    return await gate.post("/engines/ann/sleep")
-
-
-async def engine_already_running(gate: Gate) -> httpx.Response:
-    await gate.engine()
-    return await gate.post("/engines/ann/start")
-
-
-async def product_slug_exists(gate: Gate) -> httpx.Response:
-    asked = {"slug": "demo", "display_name": "X"}
-    return await gate.admin("POST", "/products/register", asked)
-
-
-async def engine_busy(gate: Gate) -> httpx.Response:
-    await gate.engine()
-    gate.fake().busy = True
-    return await gate.post("/engines/ann/sleep")
-
-
-async def payload_too_large(gate: Gate) -> httpx.Response:
-    return await provision(gate, "a" * gate.config.server.max_body_bytes)
-
-
-async def quota_exceeded(gate: Gate) -> httpx.Response:
-    await gate.policy(max_engines=0)
-    return await provision(gate)
-
-
-async def rate_limited(gate: Gate) -> httpx.Response:
-    await gate.policy(rate_limit_rpm=0)
-    return await gate.admit()
-
-
-async def internal_error(gate: Gate) -> httpx.Response:
-    gate.backend.fail("start", error=RuntimeError("secret of /var/lib"))
-    return await provision(gate)
-
-
-async def backend_error(gate: Gate) -> httpx.Response:
-    gate.backend.fail("start")
-    return await provision(gate)
-
-
-async def port_exhaustion(gate: Gate) -> httpx.Response:
-    for port in range(gate.config.ports.min, gate.config.ports.max + 1):
-        gate.registry.ports.lease(port)
-    return await provision(gate)
-
-
-async def backend_unavailable(gate: Gate) -> httpx.Response:
-    gate.backend.down = True
-    return await provision(gate)
-
-
-async def storage_unavailable(gate: Gate) -> httpx.Response:
-    gate.journal.fail("told to")
-    return await provision(gate)
-
-
-async def shutting_down(gate: Gate) -> httpx.Response:
-    gate.operations.closed = True
-    return await provision(gate)
-
-
-async def boot_timeout(gate: Gate) -> httpx.Response:
-    gate.backend.boot_s = NEVER_HEALTHY_S
-    return await gate.slowly(gate.post("/engines/provision", {"user_id": "ann"}))
-
-
-async def wake_timeout(gate: Gate) -> httpx.Response:
-    await reach(gate, "sleeping")
-    gate.fake().healthy = False
-    return await gate.slowly(gate.admit(auto_wake=True))
-
-
-PROVOCATIONS: tuple[Provoke, ...] = (
-    invalid_request,
-    invalid_platform_key,
-    invalid_admin_key,
-    policy_denied,
-    product_not_found,
-    engine_not_found,
-    not_found,
-    method_not_allowed,
-    engine_already_exists,
-    engine_not_running,
-    engine_already_running,
-    product_slug_exists,
-    engine_busy,
-    payload_too_large,
-    quota_exceeded,
-    rate_limited,
-    internal_error,
-    backend_error,
-    port_exhaustion,
-    backend_unavailable,
-    storage_unavailable,
-    shutting_down,
-    boot_timeout,
-    wake_timeout,
-)
-BY_CODE = {provoke.__name__.upper(): provoke for provoke in PROVOCATIONS}  # type: ignore[attr-defined]
 
 
 class TestSection27Errors:
