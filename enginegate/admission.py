@@ -194,8 +194,6 @@ class Admission:
         while True:
             live = owner.engines.get(user_id)
             at_work = live.operation if live else owner.boots.get(user_id)
-            if live is not None and live.running and options.touch and not options.verify:
-                live.extend_lease(self.clock.now())  # before any wait: a freeze under way sees it
             if at_work is not None and (live is None or at_work.holds):
                 refused = await self._join(live, at_work, waiting)
             elif live is None:
@@ -216,17 +214,15 @@ class Admission:
                 return Refused("engine_stopped")
             case "restart":
                 return self._restarting(live)
-            case "destroy":
-                if not await waiting.settled(at_work):
-                    return Refused("engine_destroying", SOON_S)
-                return None
+            case "sleep" if live is not None and waiting.calls_off_sleep:
+                live.extend_lease(self.clock.now())  # the freeze under way sees it and turns back
             case _:
                 pass
-        if await waiting.settled(at_work):
-            return await self._joined(at_work, waiting)
-        if at_work.verb == "provision":
-            return Refused("engine_provisioning", SOON_S)
-        return Refused("engine_waking", SOON_S)
+        if not await waiting.settled(at_work):
+            return _still_at(at_work, waiting.options)
+        if at_work.verb == "destroy":
+            return None
+        return await self._joined(at_work, waiting)
 
     async def _joined(self, at_work: Operation, waiting: "_Waiting") -> Refused | None:
         """Take the outcome of work that is over; None = look again.
@@ -335,6 +331,21 @@ class Admission:
         )
 
 
+def _still_at(at_work: Operation, options: Options) -> Refused:
+    """Return what a caller hears who does not wait for the end of the work."""
+    match at_work.verb:
+        case "provision":
+            return Refused("engine_provisioning", SOON_S)
+        case "destroy":
+            return Refused("engine_destroying", SOON_S)
+        case "fail":
+            return Refused("engine_restarting", SOON_S)
+        case "sleep" if not options.auto_wake:
+            return Refused("engine_sleeping")
+        case _:
+            return Refused("engine_waking", SOON_S)
+
+
 class _Waiting:
     """How long one admit may still wait, and what became of the engine meanwhile."""
 
@@ -344,6 +355,12 @@ class _Waiting:
         self._clock = clock
         self._started = started
         self._waited = False
+
+    @property
+    def calls_off_sleep(self) -> bool:
+        """Whether this call is use of the engine, and willing to wait until it is back."""
+        options = self.options
+        return options.touch and not options.verify and options.wait_s != 0
 
     async def settled(self, operation: Operation) -> bool:
         """Wait for the operation as long as the caller wants to; whether it is over."""

@@ -134,7 +134,6 @@ class Index:
         del self.engines[engine.engine_id]
         del live.owner.engines[engine.user_id]
         del live.owner.taken[engine.user_id]
-        live.owner.user_windows.pop(engine.user_id, None)
 
     def _set_lease(self, live: LiveEngine) -> None:
         policy_s = live.owner.product.policy.idle_sleep_s

@@ -64,6 +64,7 @@ class Gate:
         )
         self.registry.attach(self.committer, lambda: self.journal.status)
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.writing: asyncio.Task[Any]
         ground = Ground(
             registry=self.registry,
             backend=self.backend,
@@ -115,6 +116,15 @@ class Gate:
         self.spawn(self.health.watch_forever(), "watch")
         self.spawn(self.health.restart_forever(), "restarts")
         self.spawn(self.idle.run_forever(), "idle")
+
+    async def close(self) -> None:
+        """End as a killed server does, its journal apart, which is closed. May be called twice."""
+        others = self.tasks - {self.writing}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.committer.close()
+        await asyncio.wait([self.writing])
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "") -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -227,7 +237,7 @@ async def opened(
     `after` is a gate that was closed: this one starts on what it left behind.
     """
     gate = Gate(Config(**sections), directory, after)
-    writing = gate.spawn(gate.committer.run(), "journal")
+    gate.writing = gate.spawn(gate.committer.run(), "journal")
     try:
         async with gate.client:
             if after is None:
@@ -235,12 +245,7 @@ async def opened(
             await gate.recover()
             yield gate
     finally:
-        others = gate.tasks - {writing}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await gate.committer.close()
-        await asyncio.wait([writing])
+        await gate.close()
 
 
 def code(answer: httpx.Response) -> str:

@@ -7,18 +7,23 @@ One class per section. What belongs to one module alone is tested beside it:
 
 import asyncio
 import re
+import time
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 
+from enginegate import admission
 from enginegate.api.problems import STATUS
 from enginegate.backends.base import Connection
-from enginegate.config import EngineSettings, Idle, Ports
+from enginegate.config import EngineSettings, Idle, Ports, Restart
+from enginegate.lifecycle import verbs
 from enginegate.model import Status
 from tests.api.conftest import OpenGate
 from tests.api.provocations import BY_CODE, internal_error, payload_too_large, quota_exceeded
-from tests.api.rig import ADMIN, Gate, admitted, code, reach, refused, until
+from tests.api.rig import ADMIN, PATIENCE_S, Gate, admitted, code, reach, refused, until
+from tests.fakes import Hang
 
 EIGHT = {
     "engine_id",
@@ -32,6 +37,309 @@ EIGHT = {
 }
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 STATES = [status.value for status in Status]
+
+UP = {"running": "running", "sleeping": "paused", "stopped": "stopped", "failed": "stopped"}
+RESTING = ("running", "sleeping", "stopped", "failed")
+
+# What each verb leads to from each state an engine can rest in: the next state, or the refusal.
+VERBS: dict[str, dict[str, str]] = {
+    "start": {
+        "running": "ENGINE_ALREADY_RUNNING",
+        "sleeping": "running",
+        "stopped": "running",
+        "failed": "running",
+    },
+    "stop": {
+        "running": "stopped",
+        "sleeping": "stopped",
+        "stopped": "ENGINE_NOT_RUNNING",
+        "failed": "stopped",
+    },
+    "sleep": {
+        "running": "sleeping",
+        "sleeping": "ENGINE_NOT_RUNNING",
+        "stopped": "ENGINE_NOT_RUNNING",
+        "failed": "ENGINE_NOT_RUNNING",
+    },
+    "rotate-key": {
+        "running": "running",
+        "sleeping": "ENGINE_NOT_RUNNING",
+        "stopped": "ENGINE_NOT_RUNNING",
+        "failed": "ENGINE_NOT_RUNNING",
+    },
+    "touch": {
+        "running": "running",
+        "sleeping": "ENGINE_NOT_RUNNING",
+        "stopped": "ENGINE_NOT_RUNNING",
+        "failed": "ENGINE_NOT_RUNNING",
+    },
+}
+
+# Work that can be under way on an engine: from which state, and where the backend is at it.
+AT_WORK = {
+    "wake": ("sleeping", "unpause"),
+    "start": ("stopped", "start"),
+    "restart": ("failed", "start"),
+    "rotate-key": ("running", "start"),
+    "stop": ("running", "stop"),
+    "sleep": ("running", "pause"),
+}
+
+
+async def begin(gate: Gate, work: str) -> "tuple[Hang, asyncio.Task[httpx.Response] | None]":
+    """Let the work be under way on the engine of `ann`, hanging in the backend."""
+    state, operation = AT_WORK[work]
+    await reach(gate, state)
+    hang = gate.backend.hang(operation)
+    call = None
+    if work == "restart":
+        await gate.clock.advance(gate.config.restart.backoff_max_s)
+        gate.health.begin_due_restarts()
+    elif work == "wake":
+        call = gate.spawn(gate.admit(auto_wake=True))
+    else:
+        call = gate.spawn(gate.post(f"/engines/ann/{work}"))
+    await hang.reached.wait()
+    return hang, call
+
+
+async def state_of(gate: Gate, user_id: str = "ann") -> str:
+    """Return the state that a look-up shows."""
+    status: str = (await gate.get(f"/engines/{user_id}")).json()["status"]
+    return status
+
+
+class TestSection1States:
+    """Six states, and which verb leads from which to which."""
+
+    @pytest.mark.parametrize("state", RESTING)
+    async def test_process_volume_and_key_are_those_of_the_state(
+        self, gate: Gate, state: str
+    ) -> None:
+        """Up, frozen or stopped; data and key are kept in every state."""
+        made = await gate.engine()
+        gate.backend.world.volumes[made["engine_id"]]["notes"] = "mine"
+        match state:
+            case "failed":
+                await gate.fail()
+            case "sleeping":
+                await gate.post("/engines/ann/sleep")
+            case "stopped":
+                await gate.post("/engines/ann/stop")
+
+        assert await state_of(gate) == state
+        assert gate.fake().presence == UP[state]
+        assert gate.backend.world.volumes[made["engine_id"]] == {"notes": "mine"}
+        assert (await gate.get("/engines/ann")).json()["api_key"] == made["api_key"]
+
+    async def test_a_booting_engine_has_its_place_and_its_sealed_key(self, gate: Gate) -> None:
+        """While `provisioning` there are a port and a key, and no clear key in the row."""
+        await reach(gate, "provisioning")
+        shown = (await gate.get("/engines/ann")).json()
+
+        assert (shown["status"], shown["url"]) == ("provisioning", "http://127.0.0.1:9001")
+        assert shown["api_key"].startswith("sk-eg-")
+        assert shown["api_key"] not in repr(gate.live().engine)
+
+    async def test_destroyed_is_not_a_state(self, gate: Gate) -> None:
+        """The row is gone: no look-up, list or status shows it any more."""
+        await gate.engine()
+        await gate.call("DELETE", "/engines/ann")
+
+        assert code(await gate.get("/engines/ann")) == "ENGINE_NOT_FOUND"
+        assert (await gate.get("/engines")).json() == {"engines": [], "total": 0}
+        assert (await gate.get("/status")).json()["by_status"] == dict.fromkeys(STATES, 0)
+
+    @pytest.mark.parametrize("verb", VERBS)
+    @pytest.mark.parametrize("state", RESTING)
+    async def test_who_may_do_what_from_where(self, gate: Gate, state: str, verb: str) -> None:
+        """Every verb from every state it may meet: the next state, or a conflict and no change."""
+        await reach(gate, state)
+        answer = await gate.post(f"/engines/ann/{verb}")
+        expected = VERBS[verb][state]
+
+        if expected.isupper():
+            assert (answer.status_code, code(answer)) == (409, expected)
+            assert answer.json()["error"]["status"] == state
+            assert await state_of(gate) == state
+        else:
+            assert answer.status_code == 200, answer.text
+            assert await state_of(gate) == expected
+
+    @pytest.mark.parametrize("work", AT_WORK)
+    async def test_work_under_way_shows_the_state_it_came_from(self, gate: Gate, work: str) -> None:
+        """A reader never sees a state that no table has."""
+        hang, call = await begin(gate, work)
+
+        assert await state_of(gate) == AT_WORK[work][0]
+        assert (await gate.get(f"/engines?status={AT_WORK[work][0]}")).json()["total"] == 1
+        hang.release()
+        if call is not None:
+            assert (await call).status_code == 200
+
+    @pytest.mark.parametrize("work", AT_WORK)
+    async def test_delete_works_during_all_work(self, gate: Gate, work: str) -> None:
+        """What is under way is overtaken, its caller answered, and nothing is left."""
+        _, call = await begin(gate, work)
+        answer = await gate.call("DELETE", "/engines/ann")
+
+        assert (answer.status_code, answer.json()["status"]) == (200, "destroyed")
+        assert code(await gate.get("/engines/ann")) == "ENGINE_NOT_FOUND"
+        assert not gate.backend.world.engines
+        assert not gate.backend.world.volumes
+        if work == "wake":
+            assert (await call).json()["reason"] == "engine_destroying"  # type: ignore[misc]
+        elif call is not None:
+            assert code(await call) == "ENGINE_NOT_FOUND"
+
+    async def test_delete_works_during_a_boot(self, gate: Gate) -> None:
+        """The one who provisions hears that the engine is gone; the port is free again."""
+        hang = gate.backend.hang("start")
+        booting = gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await hang.reached.wait()
+        assert (await gate.call("DELETE", "/engines/ann")).status_code == 200
+
+        assert code(await booting) == "ENGINE_NOT_FOUND"
+        assert (await gate.engine())["url"] == "http://127.0.0.1:9001"
+
+    async def test_a_boot_ends_by_its_deadline(self, gate: Gate) -> None:
+        """Nothing stays `provisioning`: after `boot.timeout_s` it is `failed`."""
+        gate.backend.boot_s = 1e9
+        call = gate.spawn(gate.post("/engines/provision", {"user_id": "ann"}))
+        await until(lambda: bool(gate.registry.by_slug["demo"].engines))
+        await gate.clock.advance(gate.config.boot.timeout_s - 1)
+        assert await state_of(gate) == "provisioning"
+        answer = await gate.settled(call)
+
+        assert (answer.status_code, code(answer)) == (504, "BOOT_TIMEOUT")
+        assert await state_of(gate) == "failed"
+
+    async def test_a_boot_that_a_crash_cut_in_half_ends_too(self, open_gate: OpenGate) -> None:
+        """The next start owns it, with a new deadline."""
+        async with open_gate() as before:
+            await reach(before, "provisioning")
+        async with open_gate(after=before) as gate:
+            assert (await admitted(gate))["engine"]["status"] == "running"
+
+    async def test_a_teardown_has_a_deadline_and_an_owner(
+        self, open_gate: OpenGate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The caller hears that it takes longer; it is finished later, also after a crash."""
+        monkeypatch.setattr(verbs, "DESTROY_S", 0.05)
+        async with open_gate() as before:
+            await before.engine("ann")
+            await before.engine("bob")
+            for user_id in ("ann", "bob"):
+                before.backend.hang("destroy")
+                answer = await before.call("DELETE", f"/engines/{user_id}")
+                assert (answer.status_code, code(answer)) == (503, "BACKEND_UNAVAILABLE")
+                assert await state_of(before, user_id) == "destroying"
+                if user_id == "ann":
+                    await before.recovery.compare()
+                    await until(lambda: "ann" not in before.registry.by_slug["demo"].engines)
+        async with open_gate(after=before) as gate:
+            await until(lambda: not gate.registry.engines)
+            assert not gate.backend.world.volumes
+
+    async def test_stop_gives_thirty_seconds(self, gate: Gate) -> None:
+        """SIGTERM, wait, SIGKILL: an engine that does not listen is killed after 30 s."""
+        await gate.engine()
+        gate.fake().ignores_sigterm = True
+        call = gate.spawn(gate.post("/engines/ann/stop"))
+        await until(lambda: gate.backend.count("stop") == 1)
+        await gate.clock.advance(29.9)
+        assert gate.fake().alive
+        await gate.clock.advance(0.2)
+
+        assert (await call).json() == {"status": "stopped"}
+        assert gate.fake().exit_code == 137
+
+    async def test_stop_cancels_a_planned_restart(self, gate: Gate) -> None:
+        """Who stops a failed engine does not find it up again."""
+        await reach(gate, "failed")
+        await gate.post("/engines/ann/stop")
+        await gate.clock.advance(gate.config.restart.backoff_max_s)
+        gate.health.begin_due_restarts()
+        await gate.durable()
+
+        assert await state_of(gate) == "stopped"
+        assert not gate.fake().alive
+
+    @pytest.mark.parametrize(
+        ("state", "expected"), [("stopped", "BOOT_TIMEOUT"), ("sleeping", "WAKE_TIMEOUT")]
+    )
+    async def test_a_start_that_does_not_get_healthy_fails_the_engine(
+        self, gate: Gate, state: str, expected: str
+    ) -> None:
+        """The caller gets 504, and the engine is `failed` with a restart planned."""
+        await reach(gate, state)
+        gate.fake().healthy = False
+        answer = await gate.slowly(gate.post("/engines/ann/start"))
+
+        assert (answer.status_code, code(answer)) == (504, expected)
+        assert (await refused(gate))["reason"] == "engine_restarting"
+
+    async def test_a_start_resets_the_restart_count(self, open_gate: OpenGate) -> None:
+        """After giving up, `start` is the way back, and all attempts are there again."""
+        async with open_gate(restart=Restart(max_attempts=1, backoff_max_s=10)) as gate:
+            gate.run_loops()
+            await gate.engine()
+            for _ in range(2):
+                gate.backend.fail("start")
+                gate.backend.crash(gate.live().engine.engine_id)
+                await gate.pass_time(6)
+                assert (await refused(gate))["reason"] == "engine_unhealthy"
+                assert (await gate.post("/engines/ann/start")).status_code == 200
+                assert gate.live().engine.restart_attempts == 0
+            attempts = await gate.audit(action="auto_restart_start")
+            assert [entry["metadata"]["attempt"] for entry in attempts] == [1, 1]
+
+    async def test_place_data_and_version_last_for_life(self, gate: Gate) -> None:
+        """Whatever is done to it, port, url, volume and image stay."""
+        made = await gate.engine()
+        volume = gate.backend.world.volumes[made["engine_id"]]
+        await gate.engine("bob")
+        for verb in ("sleep", "start", "stop", "start", "rotate-key", "sleep", "stop", "start"):
+            assert (await gate.post(f"/engines/ann/{verb}")).status_code == 200, verb
+            now = (await gate.get("/engines/ann")).json()
+            for name in ("engine_id", "url", "engine_version", "created_at"):
+                assert now[name] == made[name], (verb, name)
+            assert gate.backend.world.volumes[made["engine_id"]] is volume
+
+    async def test_a_port_held_by_another_program_is_left_to_it(self, gate: Gate) -> None:
+        """The engine starts on the next free port, and every answer has the new url."""
+        await reach(gate, "stopped")
+        await gate.engine("bob")
+        gate.backend.world.taken_ports.add(9001)
+        answer = await gate.post("/engines/ann/start")
+
+        assert answer.json() == {"status": "running", "url": "http://127.0.0.1:9003"}
+        assert (await gate.get("/engines/ann")).json()["url"] == "http://127.0.0.1:9003"
+        assert (await admitted(gate))["engine"]["url"] == "http://127.0.0.1:9003"
+
+    @pytest.mark.parametrize(
+        ("state", "expected"),
+        [
+            ("stopped", 200),
+            ("failed", 200),
+            ("running", 409),
+            ("sleeping", 409),
+        ],
+    )
+    async def test_the_upgrade_road_leads_from_stopped_or_failed(
+        self, open_gate: OpenGate, state: str, expected: int
+    ) -> None:
+        """Another allowed image on the same volume; from elsewhere nothing changes."""
+        engine = EngineSettings(image="app:1", allowed_images=("app:2",))
+        async with open_gate(engine=engine) as gate:
+            await reach(gate, state)
+            volume = gate.backend.world.volumes[gate.live().engine.engine_id]
+            answer = await gate.post("/engines/ann/start", {"engine_version": "app:2"})
+
+            assert answer.status_code == expected
+            shown = (await gate.get("/engines/ann")).json()
+            assert shown["engine_version"] == ("app:2" if expected == 200 else "app:1")
+            assert gate.backend.world.volumes[gate.live().engine.engine_id] is volume
 
 
 class TestSection2Api:
@@ -496,6 +804,371 @@ class TestSection23Admit:
 
         assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
         assert field in answer.json()["error"]["message"]
+
+
+class TestSection23Waiting:
+    """How long an admit waits, for what, and what it is told if it does not."""
+
+    async def test_who_does_not_wait_for_a_boot_is_told_when_to_ask(self, gate: Gate) -> None:
+        """`wait_s: 0` answers the state now; the boot that this very call began goes on."""
+        hang = gate.backend.hang("start")
+        answer = await refused(gate, auto_provision=True, wait_s=0)
+
+        assert answer["reason"] == "engine_provisioning"
+        assert answer["retry_after_s"] > 0
+        hang.release()
+        assert (await admitted(gate))["engine"]["status"] == "running"
+        assert gate.backend.count("start") == 1
+
+    async def test_who_waits_for_a_while_waits_for_that_while(self, gate: Gate) -> None:
+        """`wait_s` is an upper bound; the work goes on after it."""
+        hang = gate.backend.hang("start")
+        began = time.monotonic()
+        answer = await refused(gate, auto_provision=True, wait_s=0.05)
+
+        assert answer["reason"] == "engine_provisioning"
+        assert 0.05 <= time.monotonic() - began < PATIENCE_S
+        hang.release()
+        assert (await admitted(gate, wait_s=60))["action"] in {"none", "provisioned"}
+
+    @pytest.mark.parametrize(
+        ("work", "reason", "action"),
+        [
+            ("wake", "engine_waking", "woke"),
+            ("start", "engine_waking", "started"),
+            ("rotate-key", "engine_waking", "none"),
+            ("restart", "engine_restarting", None),
+            ("stop", "engine_stopped", None),
+        ],
+    )
+    async def test_work_under_way_is_joined_whatever_the_flags(
+        self, gate: Gate, work: str, reason: str, action: str | None
+    ) -> None:
+        """Who waits gets its outcome as `action`; who does not hears what is going on."""
+        hang, _ = await begin(gate, work)
+        told = await refused(gate, wait_s=0)
+        assert told["reason"] == reason
+        assert (told["retry_after_s"] is None) == (reason == "engine_stopped")
+        if action is None:
+            assert (await refused(gate))["reason"] == reason
+            return
+        joined = gate.spawn(admitted(gate))
+        await gate.clock.advance(2)
+        assert not joined.done()
+        hang.release()
+        answer = await gate.settled(joined)
+
+        assert answer["action"] == action
+        assert answer["waited_ms"] >= 2000
+        assert answer["engine"] == (await gate.get("/engines/ann")).json()
+
+    async def test_a_sleep_under_way_is_told_as_what_it_leads_to(self, gate: Gate) -> None:
+        """Who asked for no wake hears `engine_sleeping`, also without waiting for the freeze."""
+        await begin(gate, "sleep")
+
+        assert (await refused(gate, wait_s=0, touch=False))["reason"] == "engine_sleeping"
+        assert (await refused(gate, wait_s=0, auto_wake=True))["reason"] == "engine_waking"
+
+    async def test_a_joined_rotation_gives_the_new_key(self, gate: Gate) -> None:
+        """Nobody is sent to an engine with a key that it does not know."""
+        before = await gate.engine()
+        hang = gate.backend.hang("start")
+        rotating = gate.spawn(gate.post("/engines/ann/rotate-key"))
+        await hang.reached.wait()
+        joined = gate.spawn(admitted(gate))
+        hang.release()
+
+        key = (await rotating).json()["api_key"]
+        assert (await joined)["engine"]["api_key"] == key != before["api_key"]
+
+    async def test_destroy_overtakes_and_the_waiters_are_told(self, gate: Gate) -> None:
+        """Of a boot, a wake and a rotation alike."""
+        for work in ("provision", "wake", "rotate-key"):
+            if work == "provision":
+                hang = gate.backend.hang("start")
+                gate.spawn(gate.admit(auto_provision=True))
+                await hang.reached.wait()
+            else:
+                await begin(gate, work)
+            waiters = [gate.spawn(refused(gate)) for _ in range(3)]
+            await gate.durable()
+            assert (await gate.call("DELETE", "/engines/ann")).status_code == 200
+            for waiter in waiters:
+                answer = await waiter
+                assert answer["reason"] == "engine_destroying", work
+                assert answer["retry_after_s"] > 0
+
+    async def test_verify_takes_a_second_at_most(self, gate: Gate) -> None:
+        """One probe; an engine that is slow to answer is not admitted by such a call."""
+        await gate.engine()
+        gate.fake().probe_delay_s = 30
+        call = gate.spawn(refused(gate, verify=True))
+        await gate.clock.advance(0.9)
+        assert not call.done()
+        await gate.clock.advance(0.1)
+
+        assert (await call)["reason"] == "engine_unhealthy"
+
+    async def test_a_failed_verify_is_told_to_the_health_machinery(self, gate: Gate) -> None:
+        """It counts like a failed probe; at the threshold the engine fails."""
+        await gate.engine()
+        gate.fake().healthy = False
+        for _ in range(gate.config.health.max_failures - 1):
+            answer = await refused(gate, verify=True)
+            assert (answer["reason"], answer["retry_after_s"]) == ("engine_unhealthy", None)
+        assert (await gate.get("/status")).json()["unhealthy_count"] == 1
+        answer = await refused(gate, verify=True)
+
+        assert answer["reason"] == "engine_restarting"
+        assert answer["retry_after_s"] > 0
+        assert await state_of(gate) == "failed"
+
+    async def test_simultaneous_admits_wake_once(self, gate: Gate) -> None:
+        """All callers get the engine awake, out of one thaw."""
+        await reach(gate, "sleeping")
+        answers = await asyncio.gather(*(admitted(gate, auto_wake=True) for _ in range(20)))
+
+        assert {answer["action"] for answer in answers} == {"woke"}
+        assert gate.backend.count("unpause") == 1
+
+    @pytest.mark.parametrize(
+        ("expected", "status"),
+        [
+            ("QUOTA_EXCEEDED", 429),
+            ("PORT_EXHAUSTION", 503),
+            ("BACKEND_ERROR", 502),
+            ("BACKEND_UNAVAILABLE", 503),
+            ("STORAGE_UNAVAILABLE", 503),
+            ("SHUTTING_DOWN", 503),
+        ],
+    )
+    async def test_what_hinders_a_provision_is_an_error_only_where_one_was_tried(
+        self, open_gate: OpenGate, expected: str, status: int
+    ) -> None:
+        """The same admit without `auto_provision` is an answer."""
+        async with open_gate(ports=Ports(min=9001, max=9001)) as gate:
+            await gate.policy(max_engines=0 if expected == "QUOTA_EXCEEDED" else None)
+            match expected:
+                case "PORT_EXHAUSTION":
+                    await gate.engine("bob")
+                case "BACKEND_ERROR":
+                    gate.backend.fail("start")
+                case "BACKEND_UNAVAILABLE":
+                    gate.backend.down = True
+                case "STORAGE_UNAVAILABLE":
+                    gate.journal.fail("told to")
+                case "SHUTTING_DOWN":
+                    gate.operations.closed = True
+            assert (await refused(gate))["reason"] == "engine_not_found"
+            answer = await gate.admit(auto_provision=True)
+
+            assert (answer.status_code, code(answer)) == (status, expected)
+
+    async def test_a_boot_that_is_late_is_504_for_all_who_waited(self, gate: Gate) -> None:
+        """BOOT_TIMEOUT, and afterwards the engine is `failed` with a restart planned."""
+        gate.backend.boot_s = 1e9
+        calls = [gate.spawn(gate.admit(auto_provision=True)) for _ in range(5)]
+        answers = [await gate.settled(call) for call in calls]
+
+        assert {(one.status_code, code(one)) for one in answers} == {(504, "BOOT_TIMEOUT")}
+        assert (await refused(gate))["reason"] == "engine_restarting"
+
+
+class TestSection23RateLimits:
+    """An exact sliding window of 60 s, first of the product, then of the user."""
+
+    @pytest.fixture(autouse=True)
+    def _windows_go_by_the_clock_of_the_test(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "monotonic_ns", lambda: round(gate.clock.now() * 1e9))
+
+    async def limited(self, gate: Gate, user_id: str = "ann") -> float:
+        """Return how long a refused call is told to wait (s)."""
+        answer = await gate.admit(user_id)
+        assert (answer.status_code, code(answer)) == (429, "RATE_LIMITED")
+        wait_s: float = answer.json()["error"]["retry_after_s"]
+        return wait_s
+
+    async def test_who_waits_exactly_as_told_is_admitted(self, gate: Gate) -> None:
+        """Not a moment earlier, and refused calls cost nothing."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=3)
+        for _ in range(3):
+            await admitted(gate)
+            await gate.clock.advance(10)
+        assert await self.limited(gate) == 30
+        await gate.clock.advance(29.5)
+        for _ in range(5):
+            assert await self.limited(gate) == 0.5
+        await gate.clock.advance(0.5)
+
+        await admitted(gate)
+        assert await self.limited(gate) == 10
+
+    async def test_whole_seconds_are_rounded_up(self, gate: Gate) -> None:
+        """`Retry-After` takes no fractions, and less than was told would be too little."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=1)
+        await admitted(gate)
+        await gate.clock.advance(17.75)
+        answer = await gate.admit()
+
+        assert answer.json()["error"]["retry_after_s"] == 42.25
+        assert answer.headers["retry-after"] == "43"
+
+    async def test_a_changed_limit_keeps_the_calls_already_in(self, gate: Gate) -> None:
+        """Lowered, the calls of the last minute are over it; raised, they still count."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=5)
+        for _ in range(3):
+            await admitted(gate)
+        await gate.policy(rate_limit_rpm=2)
+        assert await self.limited(gate) == 60
+        await gate.policy(rate_limit_rpm=4)
+        await admitted(gate)
+        assert await self.limited(gate) == 60
+
+    async def test_a_user_over_the_own_limit_costs_the_product_nothing(self, gate: Gate) -> None:
+        """The product's window is asked first, and counts only calls that both let through."""
+        await gate.engine("ann")
+        await gate.engine("bob")
+        await gate.policy(rate_limit_rpm=3, user_rate_limit_rpm=1)
+        await admitted(gate, "ann")
+        for _ in range(5):
+            assert await self.limited(gate, "ann") == 60
+        await admitted(gate, "bob")
+        await admitted(gate, "carl", auto_provision=True)
+        assert await self.limited(gate, "dora") == 60
+
+    async def test_a_new_engine_is_no_new_allowance(self, gate: Gate) -> None:
+        """The window belongs to the user, not to the engine that was destroyed."""
+        await gate.engine()
+        await gate.policy(user_rate_limit_rpm=1)
+        await admitted(gate)
+        await gate.call("DELETE", "/engines/ann")
+        await gate.engine()
+
+        assert await self.limited(gate) == 60
+
+    async def test_windows_start_empty_after_a_restart(
+        self, gate: Gate, open_gate: OpenGate
+    ) -> None:
+        """What was counted is forgotten with the process."""
+        await gate.engine()
+        await gate.policy(rate_limit_rpm=1, user_rate_limit_rpm=1)
+        await admitted(gate)
+        await self.limited(gate)
+        await gate.close()
+        async with open_gate(after=gate) as again:
+            await admitted(again)
+            await self.limited(again)
+
+
+class TestSection23Lease:
+    """Who keeps an engine awake, and when it sleeps."""
+
+    @pytest.mark.parametrize("lease_s", [4.0, 40.0])
+    async def test_a_quiet_engine_sleeps_soon_after_its_lease(
+        self, gate: Gate, lease_s: float
+    ) -> None:
+        """Not before the end of it, and within max(1 s, 10 %) after."""
+        gate.run_loops()
+        await gate.policy(idle_sleep_s=lease_s)
+        await gate.engine()
+        assert (await admitted(gate))["lease_s"] == lease_s
+        await gate.pass_time(lease_s - 0.25)
+        assert await state_of(gate) == "running"
+        await gate.pass_time(0.25 + max(1, lease_s / 10))
+
+        assert await state_of(gate) == "sleeping"
+        assert (await gate.audit(action="sleep"))[0]["metadata"]["reason"] == "idle"
+
+    async def test_what_does_not_keep_an_engine_awake(self, gate: Gate) -> None:
+        """Denied, dry and monitoring calls of every kind leave the lease as it is."""
+        await gate.engine()
+        await gate.clock.advance(100)
+
+        async def left_s() -> float:
+            lease_s: float = (await gate.get("/engines/ann/activity")).json()["lease_s"]
+            return lease_s
+
+        for path in ("/engines", "/engines/ann", "/engines/ann/activity", "/status", "/metrics"):
+            await gate.get(path)
+        for path in ("/status", "/metrics", "/audit", "/products"):
+            await gate.admin("GET", path)
+        assert await left_s() == 800
+        await admitted(gate, touch=False)
+        await admitted(gate, touch=False, verify=True)
+        assert await left_s() == 800
+        await gate.policy(rate_limit_rpm=0)
+        assert (await gate.admit()).status_code == 429
+        assert await left_s() == 800
+        await gate.policy()
+        gate.fake().healthy = False
+        await refused(gate, verify=True)
+        assert await left_s() == 800
+        hang = gate.backend.hang("start")
+        gate.spawn(gate.post("/engines/ann/rotate-key"))
+        await hang.reached.wait()
+        await refused(gate, wait_s=0)
+        assert await left_s() == 800
+
+    async def test_a_full_lease_after_a_restart(self, open_gate: OpenGate) -> None:
+        """Nobody is put to sleep for the time in which nobody could be admitted."""
+        async with open_gate() as before:
+            await before.engine()
+            await before.clock.advance(890)
+        async with open_gate(after=before) as gate:
+            assert (await admitted(gate, touch=False))["lease_s"] == 900
+
+    @pytest.mark.parametrize("veto", ["busy", "connections"])
+    async def test_a_veto_moves_the_deadline_by_a_lease_at_most(
+        self, gate: Gate, veto: str
+    ) -> None:
+        """An engine in use is not put to sleep; once it is quiet it soon is."""
+        gate.run_loops()
+        await gate.policy(idle_sleep_s=20)
+        await gate.engine()
+        if veto == "busy":
+            gate.fake().busy = True
+        else:
+            gate.fake().connections = [Connection(quiet_s=1.0)]
+        await gate.pass_time(61)
+        seen = (await gate.get("/engines/ann/activity")).json()
+        assert seen["status"] == "running"
+        assert 0 < seen["lease_s"] <= 20
+        assert seen["vetoes"][-1]["kind"] == veto
+        gate.fake().busy, gate.fake().connections = False, []
+        await gate.pass_time(22)
+
+        assert await state_of(gate) == "sleeping"
+
+    async def test_a_connection_that_moves_nothing_no_longer_counts(
+        self, open_gate: OpenGate
+    ) -> None:
+        """A pooled or half-open one cannot keep an engine awake for ever."""
+        async with open_gate(idle=Idle(sleep_after_s=20, connection_idle_s=300)) as gate:
+            gate.run_loops()
+            await gate.engine()
+            gate.fake().connections = [Connection(quiet_s=299.0)]
+            await gate.pass_time(30)
+            assert await state_of(gate) == "running"
+            gate.fake().connections = [Connection(quiet_s=300.0)]
+            await gate.pass_time(10)
+
+            assert await state_of(gate) == "sleeping"
+
+    async def test_an_exit_is_noticed_without_probes(self, gate: Gate) -> None:
+        """No time passes between the process's end and the state that says so."""
+        gate.run_loops()
+        await gate.engine()
+        gate.backend.crash(gate.live().engine.engine_id)
+        await gate.durable()
+
+        assert (await refused(gate))["reason"] == "engine_restarting"
+        entry = (await gate.audit(action="health_failed"))[0]
+        assert entry["metadata"]["reason"] == "exited"
 
 
 class TestSection24Verbs:
