@@ -18,7 +18,7 @@ from bench import plot, table
 from bench.context import Context
 from bench.results import Report, Result, commit, machine
 
-MODULES = ("in_process", "limiter", "admit_http")
+MODULES = ("in_process", "limiter", "admit_http", "stand_ins")
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
 def _run(module: ModuleType, folder: Path, said: Console, *, smoke: bool) -> Result:
     """Run one: on a terminal a line that moves, elsewhere one that says what is on."""
     if not said.is_terminal:
-        said.print(f"{module.NAME}: {module.TITLE}")
+        said.print(f"{module.NAME}: {module.TITLE}", soft_wrap=True)
     with said.status(module.NAME) as status:
 
         def progress(what: str) -> None:

@@ -13,8 +13,7 @@ from bench.results import Result
 NAME = "admit-http"
 TITLE = "admits over HTTP: warm, refused, not found, wrong key, beside bare servers"
 CONNECTIONS = 32
-BODY = "{}"
-WARM, ASGI = "enginegate, warm admit", "enginegate, ASGI road alone"
+WARM = "enginegate, warm admit"
 PROTOCOL, UVICORN, STARLETTE = "bare protocol", "bare uvicorn ASGI", "Starlette, one empty route"
 GRANIAN = "Granian, bare ASGI"
 
@@ -51,14 +50,14 @@ def _targets(context: Context, stack: ExitStack, result: Result) -> dict[str, Ta
     key = gate.register("warm", rate_limit_rpm=10**9)
     refused = gate.register("refused", rate_limit_rpm=0)
     gate.admit(key, servers.USER, auto_provision=True)
-    url = servers.admit_url(gate.port)
-    found = {
-        WARM: Target(name=WARM, url=url, key=key),
-        "enginegate, refused by rate": Target(name="", url=url, key=refused),
-        "enginegate, not found": Target(
-            name="", url=servers.admit_url(gate.port, "nobody"), key=key
-        ),
-        "enginegate, wrong key": Target(name="", url=url),
+    port = gate.port
+    asked = [
+        servers.admits(WARM, port, key),
+        servers.admits("enginegate, refused by rate", port, refused),
+        servers.admits("enginegate, not found", port, key, user="nobody"),
+        servers.admits("enginegate, wrong key", port),
+    ]
+    found = {one.name: one for one in asked} | {
         PROTOCOL: stack.enter_context(servers.bare_protocol(folder)),
         UVICORN: stack.enter_context(servers.uvicorn(folder, "bench.http.apps:bare", UVICORN)),
         STARLETTE: stack.enter_context(
@@ -80,13 +79,7 @@ def _loads(
 
     def load(name: str) -> Callable[[], float]:
         def work() -> float:
-            seen = wrk.run(
-                targets[name].url,
-                key=targets[name].key,
-                body=BODY,
-                connections=connections,
-                seconds=context.pick(2, 1),
-            )
+            seen = wrk.run(targets[name], connections=connections, seconds=context.pick(2, 1))
             found[name].append(seen)
             return seen.requests_per_s
 

@@ -19,18 +19,27 @@ from enginegate.keys import new_admin_key, new_master_key
 
 PATIENCE_S = 30.0
 USER = "user-1"
+NO_KEY = "pk-eg-0123456789012345678901234567890123456789012"  # as long as a real one
 UVICORN = (
     "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log",
-    "--no-server-header", "--log-level", "critical", "--lifespan", "off",
+    "--no-server-header", "--log-level", "critical",
 )  # fmt: skip
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """Where a server is asked, and with which key."""
+    """What a server is asked, over and over; headers are `Name: value`."""
 
     name: str
     url: str
-    key: str = "pk-eg-0123456789012345678901234567890123456789012"
+    method: str = "POST"
+    body: str = "{}"
+    headers: tuple[str, ...] = ()
+
+
+def admits(name: str, port: int, key: str = NO_KEY, user: str = USER) -> Target:
+    """Return the admit of a user, as every server here is asked for it."""
+    url = f"http://127.0.0.1:{port}/engines/{user}/admit"
+    return Target(name=name, url=url, headers=(f"X-Platform-Key: {key}",))
 
 
 def free_port() -> int:
@@ -74,24 +83,28 @@ def _until_listening(running: "subprocess.Popen[bytes]", port: int, directory: P
             return
 
 
-def admit_url(port: int, user: str = USER) -> str:
-    return f"http://127.0.0.1:{port}/engines/{user}/admit"
-
-
 @contextmanager
 def bare_protocol(directory: Path) -> Iterator[Target]:
     port = free_port()
     command = [sys.executable, "-m", "bench.http.bare_protocol", str(port)]
     with process(command, port=port, directory=directory):
-        yield Target(name="bare protocol", url=admit_url(port))
+        yield admits("bare protocol", port)
 
 
 @contextmanager
-def uvicorn(directory: Path, app: str, name: str, **env: str) -> Iterator[Target]:
+def uvicorn(directory: Path, app: str, name: str) -> Iterator[Target]:
     port = free_port()
+    command = [sys.executable, *UVICORN, "--lifespan", "off", "--port", str(port), app]
+    with process(command, port=port, directory=directory):
+        yield admits(name, port)
+
+
+@contextmanager
+def fastapi(directory: Path, dsn: str, key: str) -> Iterator[Target]:
+    port, app = free_port(), "bench.http.fastapi_postgres:app"
     command = [sys.executable, *UVICORN, "--port", str(port), app]
-    with process(command, port=port, directory=directory, **env):
-        yield Target(name=name, url=admit_url(port))
+    with process(command, port=port, directory=directory, DSN=dsn):
+        yield admits("FastAPI + PostgreSQL", port, key)
 
 
 @contextmanager
@@ -103,7 +116,7 @@ def granian(directory: Path) -> Iterator[Target]:
         "bench.http.apps:bare",
     ]  # fmt: skip
     with process(command, port=port, directory=directory):
-        yield Target(name="Granian, bare ASGI", url=admit_url(port))
+        yield admits("Granian, bare ASGI", port)
 
 
 class Gate:

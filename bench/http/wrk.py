@@ -7,8 +7,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bench.http.servers import Target
+
 MISSING = "wrk is not installed (Debian: apt-get install wrk)"
-SCRIPT = Path(__file__).with_name("post.lua")
+SCRIPT = Path(__file__).with_name("request.lua")
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _SHARE = re.compile(r"^\s+(50|90|99)%\s+([\d.]+)(us|ms|s|m)$", re.MULTILINE)
@@ -28,12 +30,17 @@ def installed() -> bool:
     return shutil.which("wrk") is not None
 
 
-def run(url: str, *, key: str, body: str, connections: int, seconds: float) -> Load:
-    """Load one URL with one thread; every request is the same POST."""
+def run(target: Target, *, connections: int, seconds: float) -> Load:
+    """Load it with one thread; every request is the same.
+
+    Raises:
+        AssertionError: a connection broke.
+    """
+    url = target.url
     command = [
-        "wrk", "--threads", "1", "--connections", str(connections),
+        "wrk", "--threads", "1", "--connections", str(connections), "--timeout", "10s",
         "--duration", f"{seconds:g}s", "--latency", "--script", str(SCRIPT),
-        url, "--", key, body,
+        url, "--", target.method, target.body, *target.headers,
     ]  # fmt: skip
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rate = _RATE.search(out)
