@@ -22,6 +22,7 @@ from enginegate.lifecycle import Lifecycle, OvertakenError
 from enginegate.model import Outcome, Status
 from enginegate.ratelimit import SlidingWindow, retry_after
 from enginegate.registry import LiveEngine, LiveProduct, Operation, Registry
+from enginegate.slices import sliced
 
 VERIFY_TIMEOUT_S = 1.0
 DENIALS_EVERY_S = 10.0
@@ -287,13 +288,13 @@ class Admission:
             lease_s=live.lease_left_s(now),
         )
 
-    def forget_idle_windows(self) -> None:
+    async def forget_idle_windows(self) -> None:
         """Drop the windows of users who have not called for a minute."""
         now_ns = monotonic_ns()
-        for product in self.registry.products.values():
-            idle = [user for user, window in product.user_windows.items() if window.idle(now_ns)]
-            for user in idle:
-                del product.user_windows[user]
+        async for product in sliced(self.registry.products.values()):
+            async for user, window in sliced(product.user_windows.items()):
+                if window.idle(now_ns) and product.user_windows.get(user) is window:
+                    del product.user_windows[user]
 
     # Denials, for metrics and audit
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
@@ -36,12 +37,14 @@ from enginegate.ports import PortMap
 from enginegate.probe import Probe
 from enginegate.recovery import Recovery
 from enginegate.registry import Registry
+from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096  # clients the kernel queues while a successor recovers
 KEEP_ALIVE_S = 75
 SECOND_S = 1.0
+SWITCH_S = 0.0005  # a thread at work (snapshot, history) makes the event loop wait no longer
 RETAIN_EVERY_S = 3600.0
 SYSTEMD_FIRST_FD = 3
 
@@ -58,6 +61,7 @@ def serve(config: Config, secrets: Secrets, ready: Ready) -> int:
     """
     if not __debug__:
         raise SystemExit("enginegate does not run under python -O: its asserts are its invariants")
+    sys.setswitchinterval(SWITCH_S)
     _runner()(Server(config, secrets).run(ready))
     return 0
 
@@ -241,10 +245,10 @@ class Parts:
             before = self.ground.clock.now()
             await self.ground.clock.sleep(SECOND_S)
             registry.meters.loop_lag_s.add(max(self.ground.clock.now() - before - SECOND_S, 0.0))
-            for product in registry.products.values():
+            async for product in sliced(registry.products.values()):
                 product.traffic.tick()
             self.admission.flush_denials()
-            self.admission.forget_idle_windows()
+            await self.admission.forget_idle_windows()
             await self.recovery.drop_old_keys()
 
     async def _retain_forever(self, journal: Journal) -> None:

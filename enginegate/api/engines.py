@@ -33,14 +33,10 @@ def _given(version: str | UnsetType) -> str | None:
 
 async def engines(call: Call) -> wire.Engines:
     asked: wire.EnginesQuery = call.query
-    found = [
-        live
-        for live in call.owner.engines.values()
-        if asked.status is UNSET or live.engine.status is asked.status
-    ]
-    found.sort(key=lambda live: (live.engine.created_at_ms, live.engine.engine_id))
-    page = found[asked.offset : asked.offset + asked.limit]
-    return wire.Engines(engines=[wire.listed(live) for live in page], total=len(found))
+    page, total = await call.owner.roster.page(
+        None if asked.status is UNSET else asked.status, offset=asked.offset, limit=asked.limit
+    )
+    return wire.Engines(engines=[wire.listed(live) for live in page], total=total)
 
 
 async def engine(call: Call) -> wire.Engine:

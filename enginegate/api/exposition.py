@@ -1,5 +1,6 @@
 """The Prometheus page: the gate's meters as metric families. No label ever names a user."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -54,18 +55,22 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-def page(services: Services, media: str) -> Response:
-    """Return the meters as they are now, in one of the two text formats."""
+async def page(services: Services, media: str) -> Response:
+    """Return the meters as they are now, in one of the two text formats.
+
+    Thousands of products make a page of many milliseconds, so a thread makes it.
+    """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Gate(services))
     generate, content_type = _PAGES[media]
     return Response(
-        generate(registry), headers=SAFE_HEADERS | {"content-type": content_type, "vary": "accept"}
+        await asyncio.to_thread(generate, registry),
+        headers=SAFE_HEADERS | {"content-type": content_type, "vary": "accept"},
     )
 
 
 class _Gate(Collector):
-    """Reads what the gate counts anyway, when it is asked."""
+    """Reads what the gate counts anyway, when it is asked; copies first what may grow meanwhile."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -79,13 +84,13 @@ class _Gate(Collector):
             "enginegate_admit_seconds",
             "How long admits took, by what they were answered.",
             ["outcome"],
-            (([outcome], held) for outcome, held in meters.admit_s.items()),
+            (([outcome], held) for outcome, held in [*meters.admit_s.items()]),
         )
         yield _histogram(
             "enginegate_operation_seconds",
             "How long provision, wake, sleep, restart and the other verbs took.",
             ["verb", "outcome"],
-            meters.work_s.items(),
+            [*meters.work_s.items()],
         )
         yield _histogram(
             "enginegate_event_loop_lag_seconds",
@@ -112,20 +117,21 @@ class _Gate(Collector):
             "Calls to the backend.",
             labels=["operation", "outcome"],
         )
-        for labels, count in registry.meters.backend_calls.items():
+        for labels, count in [*registry.meters.backend_calls.items()]:
             calls.add_metric(labels, count)
         yield calls
         admits = CounterMetricFamily("enginegate_admits", "Users let in.", labels=["product"])
         denials = CounterMetricFamily(
             "enginegate_denials", "Users not let in.", labels=["product", "reason"]
         )
-        for live in registry.products.values():
+        products = [*registry.products.values()]
+        for live in products:
             admits.add_metric([live.product.slug], live.traffic.admits)
-            for reason, count in live.traffic.denials.items():
+            for reason, count in [*live.traffic.denials.items()]:
                 denials.add_metric([live.product.slug, reason], count)
         yield admits
         yield denials
-        tallies = [registry.retired, *(live.tally for live in registry.products.values())]
+        tallies = [registry.retired, *(live.tally for live in products)]
         yield CounterMetricFamily(
             "enginegate_provisions",
             "Engines that came to be, ever.",
@@ -140,7 +146,7 @@ class _Gate(Collector):
     def _states(self) -> Iterator[Metric]:
         services, registry = self.services, self.services.registry
         engines = GaugeMetricFamily("enginegate_engines", "Engines by state.", labels=["status"])
-        for status, count in registry.counts(registry.products.values()).items():
+        for status, count in registry.counts([*registry.products.values()]).items():
             engines.add_metric([status], count)
         yield engines
         yield _gauge("enginegate_products", "Products.", len(registry.products))

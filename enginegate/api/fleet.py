@@ -19,18 +19,19 @@ from enginegate.errors import (
 )
 from enginegate.registry import LiveProduct
 from enginegate.registry.trail import Query
+from enginegate.slices import sliced
 
 TEXT_WANTS = "Prometheus text is for the admin key or the metrics key."
 
 
 async def status(call: Call) -> fleet_wire.Snapshot:
     if call.identity.product is not None:
-        return _snapshot(call, call.products)
+        return await _snapshot(call, call.products)
     services = call.services
     registry = services.registry
     return fleet_wire.FleetSnapshot(
-        **asdict(_snapshot(call, call.products)),
-        products=[_of_product(call, live) for live in call.products],
+        **asdict(await _snapshot(call, call.products)),
+        products=[await _of_product(call, live) for live in call.products],
         backend=_backend(call),
         journal=registry.journal_status,
         pool=fleet_wire.pool(services.pool()),
@@ -39,16 +40,17 @@ async def status(call: Call) -> fleet_wire.Snapshot:
     )
 
 
-def _snapshot(call: Call, products: list[LiveProduct]) -> fleet_wire.Snapshot:
-    failing = sum(
-        live.running and live.failing for product in products for live in product.engines.values()
-    )
+async def _snapshot(call: Call, products: list[LiveProduct]) -> fleet_wire.Snapshot:
+    failing = 0
+    for product in products:
+        async for live in sliced(product.engines.values()):
+            failing += live.running and live.failing
     return fleet_wire.snapshot(call.services.registry.counts(products), failing=failing)
 
 
-def _of_product(call: Call, live: LiveProduct) -> fleet_wire.ProductSnapshot:
+async def _of_product(call: Call, live: LiveProduct) -> fleet_wire.ProductSnapshot:
     return fleet_wire.ProductSnapshot(
-        **asdict(_snapshot(call, [live])),
+        **asdict(await _snapshot(call, [live])),
         product_id=live.product.product_id,
         slug=live.product.slug,
     )
@@ -64,7 +66,7 @@ async def show_metrics(call: Call) -> Response:
     if media != exposition.JSON:
         if role is Role.PRODUCT:
             raise InvalidPlatformKeyError(TEXT_WANTS)
-        return exposition.page(call.services, media)
+        return await exposition.page(call.services, media)
     if role is Role.MONITOR:
         raise InvalidAdminKeyError(NO_ADMIN_KEY)
     registry, tallies = call.services.registry, [live.tally for live in call.products]

@@ -14,6 +14,7 @@ from msgspec import Struct
 from enginegate.metrics import Tally, Traffic
 from enginegate.model import Engine, Product, Status
 from enginegate.ratelimit import SlidingWindow
+from enginegate.registry.roster import Roster
 
 
 class Signal(Struct, frozen=True):
@@ -149,6 +150,7 @@ class LiveProduct:
         "engines",
         "limited",
         "product",
+        "roster",
         "taken",
         "tally",
         "traffic",
@@ -161,6 +163,7 @@ class LiveProduct:
         self.window = SlidingWindow()
         self.user_windows: dict[str, SlidingWindow] = {}
         self.engines: dict[str, LiveEngine] = {}
+        self.roster = Roster()
         self.boots: dict[str, Operation] = {}
         self.taken: dict[str, str] = {}
         self.tally = Tally()

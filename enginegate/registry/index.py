@@ -98,6 +98,8 @@ class Index:
             self._remove_engine(live)
             return
         before, live.engine, live.answer = live.engine, after, None
+        if after.status is not before.status:
+            live.owner.roster.moved(before.status, after.status)
         if after.port != before.port:
             self.ports.release(before.port)
             live.url = self._url_of(after)
@@ -124,6 +126,7 @@ class Index:
         live.operation = owner.boots.get(engine.user_id)
         self._set_lease(live)
         owner.engines[engine.user_id] = live
+        owner.roster.add(live)
         self.engines[engine.engine_id] = live
 
     def _remove_engine(self, live: LiveEngine) -> None:
@@ -133,6 +136,7 @@ class Index:
         self.ports.release(engine.port)
         del self.engines[engine.engine_id]
         del live.owner.engines[engine.user_id]
+        live.owner.roster.remove(live)
         del live.owner.taken[engine.user_id]
 
     def _set_lease(self, live: LiveEngine) -> None:

@@ -106,11 +106,8 @@ class Registry:
 
     def counts(self, products: Iterable[LiveProduct]) -> dict[str, int]:
         """Return the number of engines in each of the six states."""
-        counts = dict.fromkeys((status.value for status in Status), 0)
-        for product in products:
-            for live in product.engines.values():
-                counts[live.engine.status.value] += 1
-        return counts
+        kept = [product.roster.counts for product in products]
+        return {status.value: sum(counts[status] for counts in kept) for status in Status}
 
     # Changes
 

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from enginegate.audit import Entry, entry
 from enginegate.facts import AnyFact
+from enginegate.slices import sliced
 
 RECENT_MAX = 10_000
 QUEUE_MAX = 1_000  # entries a slow subscriber may lag behind before it is let go
@@ -99,7 +100,7 @@ class Trail:
         """Return the newest matching entries and, if there are more, the id to go on from."""
         wanted = query.limit + 1
         found = []
-        for candidate in reversed(self.recent):
+        async for candidate in sliced(reversed(self.recent)):
             if query.matches(candidate):
                 found.append(candidate)
                 if len(found) == wanted:

@@ -351,8 +351,8 @@ async def test_windows_of_users_who_have_gone_are_dropped(
     """Memory goes by the calls of the last minute, not by the users there ever were."""
     owner = await gate.product(user_rate_limit_rpm=5)
     await gate.admit(owner, "ann")
-    gate.admission.forget_idle_windows()
+    await gate.admission.forget_idle_windows()
     assert set(owner.user_windows) == {"ann"}
     monkeypatch.setattr("enginegate.admission.monotonic_ns", lambda: 10**30)
-    gate.admission.forget_idle_windows()
+    await gate.admission.forget_idle_windows()
     assert owner.user_windows == {}

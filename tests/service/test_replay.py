@@ -66,6 +66,23 @@ async def do(gate: Gate, owner: Any, step: tuple[str, str]) -> None:
     await settle()
 
 
+def counted(gate: Gate) -> list[tuple[list[str], dict[str, int]]]:
+    """Return each product's list and its counts of states, after comparing them with its rows."""
+    found = []
+    for product in gate.registry.products.values():
+        rows = sorted(
+            (live.engine for live in product.engines.values()),
+            key=lambda row: (row.created_at_ms, row.engine_id),
+        )
+        listed = [live.engine for live in product.roster.engines]
+        states = [row.status.value for row in rows]
+        counts = gate.registry.counts([product])
+        assert listed == rows
+        assert counts == {state: states.count(state) for state in counts}
+        found.append(([row.engine_id for row in listed], counts))
+    return found
+
+
 async def live_through(steps: list[tuple[str, str]]) -> None:
     clock = ManualClock()
     gate = Gate(config=Config(ports=Ports(min=9001, max=9004)), clock=clock)
@@ -85,11 +102,13 @@ async def live_through(steps: list[tuple[str, str]]) -> None:
             live.engine.port for live in gate.registry.engines.values()
         }
         assert len(owner.engines) <= 3
+        counted(gate)
     await clock.advance(1)
     replayed = Gate(config=gate.config, clock=clock, journal=gate.journal)
     from_snapshot = Gate(config=gate.config, clock=clock, snapshot=gate.registry.snapshot())
     gate.journal.apply = gate.registry.apply
     assert state_of(replayed) == state_of(gate) == state_of(from_snapshot)
+    assert counted(replayed) == counted(gate) == counted(from_snapshot)
     assert replayed.registry.ports.leased == gate.registry.ports.leased
     await gate.close()
 

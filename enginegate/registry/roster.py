@@ -1,0 +1,56 @@
+"""A product's engines in the order of its list, and how many there are of each state.
+
+Kept while engines come, go and change, so that a page and a count cost by what they
+show and not by the fleet.
+"""
+
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING
+
+from enginegate.model import Status
+from enginegate.slices import sliced
+
+if TYPE_CHECKING:
+    from enginegate.registry.fleet import LiveEngine
+
+
+def _place(live: "LiveEngine") -> tuple[int, str]:
+    return live.engine.created_at_ms, live.engine.engine_id
+
+
+class Roster:
+    """Told of every change by the index; never changed by anybody else."""
+
+    __slots__ = ("counts", "engines")
+
+    def __init__(self) -> None:
+        self.engines: list[LiveEngine] = []
+        self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
+
+    def add(self, live: "LiveEngine") -> None:
+        insort(self.engines, live, key=_place)
+        self.counts[live.engine.status] += 1
+
+    def moved(self, before: Status, after: Status) -> None:
+        self.counts[before] -= 1
+        self.counts[after] += 1
+
+    def remove(self, live: "LiveEngine") -> None:
+        place = bisect_left(self.engines, _place(live), key=_place)
+        assert self.engines[place] is live
+        del self.engines[place]
+        self.counts[live.engine.status] -= 1
+
+    async def page(
+        self, status: Status | None, *, offset: int, limit: int
+    ) -> "tuple[list[LiveEngine], int]":
+        """Return some engines, oldest first, and how many there are of this state (None: all)."""
+        if status is None:
+            return self.engines[offset : offset + limit], len(self.engines)
+        found: list[LiveEngine] = []
+        async for live in sliced(self.engines):
+            if live.engine.status is status and not live.gone:
+                found.append(live)
+                if len(found) == offset + limit:
+                    break
+        return found[offset:], self.counts[status]
