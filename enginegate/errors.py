@@ -146,6 +146,10 @@ class ImageUnavailableError(BackendError):
     """The image is neither present nor to be pulled; `detail` names it."""
 
 
+class DataMissingError(BackendError):
+    """The engine has run before and its data are not there; `detail` names what is missing."""
+
+
 class JournalError(Exception):
     """The journal cannot be opened as it is. Shown to the operator with its hint.
 

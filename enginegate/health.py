@@ -2,7 +2,7 @@
 
 A failed probe is counted against an engine only while the backend itself answers,
 and never when so many fail at once that the fault must lie elsewhere. A process that
-exits needs no probe: the backend's watch tells at once.
+exits needs no probe: the backend tells at once, and `recovery` passes it on.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ import logging
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
-from enginegate.backends.base import BackendEvent, Presence
+from enginegate.backends.base import Presence
 from enginegate.errors import BackendError, GateError
 from enginegate.lifecycle import Lifecycle
+from enginegate.lifecycle.boot import lost
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Outcome, Status
 from enginegate.probe import Health
@@ -26,7 +27,7 @@ TICK_S = 0.1
 
 
 class HealthLoop:
-    """Owned by the server, which runs `sweep_forever`, `watch_forever`, `restart_forever`."""
+    """Owned by the server, which runs `sweep_forever` and `restart_forever`."""
 
     def __init__(self, ground: Ground, lifecycle: Lifecycle) -> None:
         self.ground = ground
@@ -115,18 +116,6 @@ class HealthLoop:
 
     # Crash notices
 
-    async def watch_forever(self) -> None:
-        """Act on what the backend says of engines, as it says it."""
-        async for event in self.ground.backend.watch():
-            live = self.ground.registry.engines.get(event.engine_id)
-            if live is not None and event.kind == "exited":
-                live.exit_seen = True
-                await self._exited(live, event)
-
-    async def _exited(self, live: LiveEngine, event: BackendEvent) -> None:
-        if live.operation is None and live.running:
-            await self.fail_if_gone(live, exit_code=event.exit_code)
-
     async def fail_if_gone(self, live: LiveEngine, *, exit_code: int | None = None) -> None:
         """Fail a running engine whose process the backend no longer has."""
         incarnation = live.engine.incarnation
@@ -135,26 +124,41 @@ class HealthLoop:
         except BackendError:
             return  # unknown changes nothing; the next look decides
         gone = seen.presence in (Presence.STOPPED, Presence.ABSENT)
-        if gone and self._current(live, incarnation):
+        if not (gone and self._current(live, incarnation)):
+            return
+        if seen.data_lost:
+            await self.fail_without_data(live, seen.detail)
+        else:
             code = seen.exit_code if exit_code is None else exit_code
             await self._fail(live, reason="exited", exit_code=code)
 
-    async def _fail(self, live: LiveEngine, *, reason: str, exit_code: int | None = None) -> None:
+    async def fail_without_data(self, live: LiveEngine, detail: str) -> None:
+        """Fail an engine, up or not, that has lost its data; it is not restarted without them."""
+        await self._fail(live, error=lost(detail))
+
+    async def _fail(
+        self,
+        live: LiveEngine,
+        *,
+        reason: str = "",
+        exit_code: int | None = None,
+        error: GateError | None = None,
+    ) -> None:
         """Record the failure as an operation, so that it cannot overlap a verb."""
-        incarnation = live.engine.incarnation
+        before = (live.engine.status, live.engine.incarnation)
 
         async def work(_: object) -> None:
-            if live.running and live.engine.incarnation == incarnation:
+            if (live.engine.status, live.engine.incarnation) == before:
                 await self.lifecycle.failures.fail(
-                    live, during="running", reason=reason, exit_code=exit_code
+                    live, during="running", reason=reason, exit_code=exit_code, error=error
                 )
 
         if live.operation is not None or self.lifecycle.operations.closed:
             return
         try:
             await self.lifecycle.operations.begin(live, "fail", work, actor="system").join()
-        except GateError as error:
-            log.warning("engine %s failed, not recorded: %s", live.engine.engine_id, error)
+        except GateError as refused:
+            log.warning("engine %s failed, not recorded: %s", live.engine.engine_id, refused)
 
     # Automatic restarts
 

@@ -1,12 +1,14 @@
-"""Journal and backend compared: at the start, and now and then while running.
+"""Journal and backend compared: at the start, on a hint, and now and then while running.
 
 A crash may have cut a verb in half, and other hands may have touched the backend.
 Each engine's row and what the backend shows of it meet in one place, `settle`, which
 begins whatever brings the two together again. What cannot be asked is not concluded.
 """
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
@@ -14,13 +16,14 @@ from enginegate.backends.base import Observation, Presence
 from enginegate.errors import BackendError, GateError
 from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle, Products
+from enginegate.lifecycle.boot import told
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Status
 from enginegate.registry import LiveEngine, Operation
 
 log = logging.getLogger(__name__)
 
-COMPARE_EVERY_S = 30.0
+COMPARE_EVERY_S = 25.0  # and a restart within 35 s of a crash that no event told
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
 ORPHAN_GRACE_S = 60.0
 ORPHANS_MIN = 3
@@ -31,9 +34,25 @@ UP = (Presence.RUNNING, Presence.PAUSED)
 Act = Callable[[str], Awaitable[None]]
 DOWN = (Presence.STOPPED, Presence.ABSENT)
 
+_HALF_WAY: Final = (Status.PROVISIONING, Status.DESTROYING)
+_STEADY: Final[Mapping[Status, Presence]] = {
+    Status.RUNNING: Presence.RUNNING,
+    Status.SLEEPING: Presence.PAUSED,
+    Status.STOPPED: Presence.STOPPED,
+}
+
+# Events of these kinds are news only where the row says otherwise; most tell of our own verbs.
+_SURPRISING: Final[Mapping[str, Collection[Status]]] = {
+    "exited": (Status.SLEEPING,),
+    "removed": (Status.RUNNING, Status.SLEEPING, Status.STOPPED),
+    "started": (Status.SLEEPING, Status.STOPPED, Status.FAILED),
+    "paused": (Status.RUNNING,),
+    "unpaused": (Status.SLEEPING,),
+}
+
 
 class Recovery:
-    """Owned by the server: `at_start` before it listens, then `compare_forever`."""
+    """Owned by the server: `at_start` before it listens, then the loops ending in `_forever`."""
 
     def __init__(
         self, ground: Ground, lifecycle: Lifecycle, products: Products, health: HealthLoop
@@ -44,6 +63,8 @@ class Recovery:
         self.health = health
         self.old_keys: Agenda[str] = Agenda()
         self._orphans: dict[str, float] = {}
+        self._down_asleep: set[str] = set()
+        self._comparing = asyncio.Lock()
         ground.registry.listeners.append(self._plan_key_drop)
 
     async def at_start(self) -> None:
@@ -55,7 +76,9 @@ class Recovery:
             for live in list(self.ground.registry.engines.values()):
                 one = by_id.get(live.engine.engine_id) or _absent(live)
                 adopted += one.presence in UP
-                await self._settle(live, one)
+                if live.engine.status is Status.SLEEPING and one.presence is Presence.STOPPED:
+                    self._down_asleep.add(live.engine.engine_id)  # as it was left, for all we know
+                await self._meet(live, one)
         self.health.plan_all()
         for live in self.ground.registry.engines.values():
             self._plan_key_drop(live, None)
@@ -69,6 +92,21 @@ class Recovery:
             await self.ground.clock.sleep(COMPARE_EVERY_S)
             await self.compare()
 
+    async def watch_forever(self) -> None:
+        """Act on what the backend says of engines, as it says it; doubts are settled by a look."""
+        async for event in self.ground.backend.watch():
+            live = self.ground.registry.engines.get(event.engine_id)
+            if event.kind == "resync":
+                await self.compare()
+            elif live is None:
+                continue
+            elif event.kind == "exited" and live.running:
+                live.exit_seen = True
+                if live.operation is None:
+                    await self.health.fail_if_gone(live, exit_code=event.exit_code)
+            elif live.operation is None and live.engine.status in _SURPRISING[event.kind]:
+                await self._look(live)
+
     async def trim_logs_forever(self) -> None:
         """Keep engines' logs bounded; a round that fails is made up for by the next."""
         while True:
@@ -80,14 +118,17 @@ class Recovery:
 
     async def compare(self) -> None:
         """Compare all rows with the backend, finish what has no owner, remove orphans."""
-        seen = await self._list()
-        if seen is None:
-            return
-        by_id = {one.engine_id: one for one in seen}
-        for live in list(self.ground.registry.engines.values()):
-            if live.operation is None:
-                await self._settle(live, by_id.get(live.engine.engine_id) or _absent(live))
-        await self._remove_orphans(seen)
+        async with self._comparing:
+            seen = await self._list()
+            if seen is None:
+                return
+            by_id = {one.engine_id: one for one in seen}
+            engines = self.ground.registry.engines
+            self._down_asleep &= engines.keys()
+            for live in list(engines.values()):
+                if live.operation is None:
+                    await self._meet(live, by_id.get(live.engine.engine_id) or _absent(live))
+            await self._remove_orphans(seen)
         await self.products.finish_deletions()
 
     async def _list(self) -> Sequence[Observation] | None:
@@ -99,6 +140,32 @@ class Recovery:
 
     # One engine
 
+    async def _meet(self, live: LiveEngine, listed: Observation) -> None:
+        """Settle an engine; a listing that speaks against its row is old, so look again first."""
+        if live.engine.status in _HALF_WAY or self._agree(live, listed):
+            await self._settle(live, listed)
+        else:
+            await self._look(live)
+
+    def _agree(self, live: LiveEngine, seen: Observation) -> bool:
+        match live.engine.status:
+            case Status.FAILED:
+                return seen.presence in DOWN or live.engine.restart_at_ms is not None
+            case Status.SLEEPING if live.engine.engine_id in self._down_asleep:
+                return seen.presence is Presence.STOPPED
+            case status:
+                return seen.presence is _STEADY.get(status) and seen.connected
+
+    async def _look(self, live: LiveEngine) -> None:
+        """Ask for this engine alone, and settle it unless it has moved on meanwhile."""
+        row = live.engine
+        try:
+            seen = await self.ground.backend.inspect(row.engine_id)
+        except BackendError:
+            return  # unknown changes nothing; the next comparison decides
+        if live.operation is None and live.engine is row and not live.gone:
+            await self._settle(live, seen)
+
     async def _settle(self, live: LiveEngine, seen: Observation) -> None:
         """Bring row and backend together; what takes time goes on as an operation."""
         if self.ground.registry.journal_status != "ok":
@@ -109,21 +176,38 @@ class Recovery:
             log.warning("engine %s not settled yet: %s", live.engine.engine_id, error)
 
     async def _settle_one(self, live: LiveEngine, seen: Observation) -> None:
+        if seen.data_lost and live.engine.status in _STEADY:
+            await self.health.fail_without_data(live, seen.detail)
+            return
         match live.engine.status:
+            case status if status in _STEADY and not seen.connected:
+                self._bring(live, self.ground.backend.reconnect, "brought back onto its network")
             case Status.PROVISIONING:
                 self.lifecycle.provisioning.resume(live)
             case Status.DESTROYING:
                 self.lifecycle.begin_destroy(live, actor="system")
             case Status.RUNNING:
                 await self._settle_running(live, seen)
-            case Status.SLEEPING if seen.presence is Presence.RUNNING:
-                await self._bring(live, self.ground.backend.pause, "paused again")
+            case Status.SLEEPING:
+                self._settle_sleeping(live, seen)
             case Status.STOPPED if seen.presence in UP:
-                await self._bring(live, self._stop, "stopped again")
+                self._bring(live, self._stop, "stopped again")
             case Status.FAILED if seen.presence in UP and live.engine.restart_at_ms is None:
-                await self._bring(live, self._stop, "stopped, it was given up")
+                self._bring(live, self._stop, "stopped, it was given up")
             case _:
                 pass  # they agree
+
+    def _settle_sleeping(self, live: LiveEngine, seen: Observation) -> None:
+        """Asleep an engine is frozen or stopped; that other hands stopped it is noted once."""
+        engine_id = live.engine.engine_id
+        if seen.presence is Presence.RUNNING:
+            self._bring(live, self.ground.backend.pause, "paused again")
+        elif seen.presence in DOWN and engine_id not in self._down_asleep:
+            self.ground.registry.note("adopt", live=live, found=seen.presence.value)
+        if seen.presence in DOWN:
+            self._down_asleep.add(engine_id)
+        else:
+            self._down_asleep.discard(engine_id)
 
     async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
         if live.engine.pending_key is not None:
@@ -131,7 +215,7 @@ class Recovery:
         if seen.presence in DOWN:
             await self.health.fail_if_gone(live)
         elif seen.presence is Presence.PAUSED:
-            await self._bring(live, self.ground.backend.unpause, "unpaused")
+            self._bring(live, self.ground.backend.unpause, "unpaused")
 
     async def _settle_rotation(self, live: LiveEngine, seen: Observation) -> None:
         """Finish a rotation whose new key the engine already has, else forget it."""
@@ -149,13 +233,19 @@ class Recovery:
             )
             await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
 
-    async def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
-        async def work(_: Operation) -> None:
-            await act(live.engine.engine_id)
+    def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
+        """Begin to bring the engine where its row says; one that is slow holds nobody up."""
+        if live.operation is not None:
+            return
 
-        operation = self.lifecycle.operations.begin(live, "settle", work, actor="system")
-        await operation.join()
-        self.ground.registry.note("recovered", live=live, what=what)
+        async def work(_: Operation) -> None:
+            try:
+                await act(live.engine.engine_id)
+            except BackendError as error:
+                raise told(error) from error
+            self.ground.registry.note("recovered", live=live, what=what)
+
+        self.lifecycle.operations.begin(live, "settle", work, actor="system")
 
     async def _stop(self, engine_id: str) -> None:
         await self.ground.backend.stop(engine_id, grace_s=STOP_GRACE_S)

@@ -229,7 +229,7 @@ class Parts:
         """Return what runs beside the requests, by name."""
         return [
             ("probes", self.health.sweep_forever()),
-            ("watch", self.health.watch_forever()),
+            ("watch", self.recovery.watch_forever()),
             ("restarts", self.health.restart_forever()),
             ("idle", self.idle.run_forever()),
             ("compare", self.recovery.compare_forever()),

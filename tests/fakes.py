@@ -25,7 +25,7 @@ from enginegate.backends.base import (
     Usage,
 )
 from enginegate.clock import Clock, SystemClock
-from enginegate.errors import BackendError, PortTakenError
+from enginegate.errors import BackendError, DataMissingError, PortTakenError
 from enginegate.probe import Health
 
 WALL_START_MS = 1_750_000_000_000
@@ -117,6 +117,7 @@ class FakeEngine:
     started_at: float = 0.0
     exit_code: int | None = None
     restarts: int = 0
+    connected: bool = True
     key_file: tuple[str, ...] = ()
     delivered: tuple[str, ...] = ()
     healthy: bool = True
@@ -140,6 +141,7 @@ class FakeEngine:
             engine_version=self.spec.engine_version,
             exit_code=None if self.alive else self.exit_code,
             restarts=self.restarts,
+            connected=self.connected,
         )
 
 
@@ -290,26 +292,31 @@ class FakeBackend:
         if tell:
             self._tell("exited", engine, exit_code)
 
-    def restart_behind(self, engine_id: str) -> None:
+    def restart_behind(self, engine_id: str, *, tell: bool = True) -> None:
         """Let the backend restart the engine by itself: same container, another life."""
         engine = self.engine(engine_id)
         self._run(engine)
         engine.restarts += 1
-        self._tell("started", engine)
+        if tell:
+            self._tell("started", engine)
 
-    def freeze_behind(self, engine_id: str) -> None:
+    def freeze_behind(self, engine_id: str, *, tell: bool = True) -> None:
         """Freeze a running engine behind enginegate's back."""
         self.engine(engine_id).presence = Presence.PAUSED
-        self._tell("paused", self.engine(engine_id))
+        if tell:
+            self._tell("paused", self.engine(engine_id))
 
-    def thaw_behind(self, engine_id: str) -> None:
+    def thaw_behind(self, engine_id: str, *, tell: bool = True) -> None:
         """Thaw a frozen engine behind enginegate's back."""
         self.engine(engine_id).presence = Presence.RUNNING
-        self._tell("unpaused", self.engine(engine_id))
+        if tell:
+            self._tell("unpaused", self.engine(engine_id))
 
-    def vanish(self, engine_id: str, *, tell: bool = True) -> None:
-        """Remove the container behind enginegate's back; its data stays."""
+    def vanish(self, engine_id: str, *, tell: bool = True, with_data: bool = False) -> None:
+        """Remove the container behind enginegate's back; its data stays unless told otherwise."""
         engine = self.world.engines.pop(engine_id)
+        if with_data:
+            del self.world.volumes[engine_id]
         if tell:
             self._tell("removed", engine)
 
@@ -350,6 +357,11 @@ class FakeBackend:
         async with self._call("unpause", engine_id):
             self._living("unpause", engine_id).presence = Presence.RUNNING
 
+    async def reconnect(self, engine_id: str) -> None:
+        async with self._call("reconnect", engine_id):
+            if (engine := self.world.engines.get(engine_id)) is not None:
+                engine.connected = True
+
     async def destroy(self, engine_id: str) -> None:
         async with self._call("destroy", engine_id):
             self.world.engines.pop(engine_id, None)
@@ -365,7 +377,10 @@ class FakeBackend:
         async with self._call("inspect", engine_id):
             engine = self.world.engines.get(engine_id)
             if engine is None:
-                return Observation(engine_id=engine_id, presence=Presence.ABSENT)
+                lost = engine_id not in self.world.volumes
+                return Observation(
+                    engine_id=engine_id, presence=Presence.ABSENT, data_lost=lost, detail="its data"
+                )
             return engine.observe()
 
     async def list(self) -> Sequence[Observation]:
@@ -452,6 +467,8 @@ class FakeBackend:
             if engine is not None:
                 self._end(engine, 0)
             raise PortTakenError("start", spec.engine_id, f"port {spec.port} is taken")
+        if spec.has_data and spec.engine_id not in self.world.volumes:
+            raise DataMissingError("start", spec.engine_id, "its data")
         if engine is None:
             engine = self.world.engines[spec.engine_id] = FakeEngine(spec)
             self.world.volumes.setdefault(spec.engine_id, {})
@@ -467,7 +484,7 @@ class FakeBackend:
     def _run(self, engine: FakeEngine) -> None:
         self.world.lives += 1
         engine.life, engine.started_at = self.world.lives, self.clock.now()
-        engine.presence, engine.exit_code = Presence.RUNNING, None
+        engine.presence, engine.exit_code, engine.connected = Presence.RUNNING, None, True
         engine.connections = []
         name = engine.spec.engine_id
         self.world.logs.setdefault(name, []).append(

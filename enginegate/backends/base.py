@@ -25,13 +25,15 @@ class EngineSpec(Struct, frozen=True, kw_only=True):
     """What an engine is started from; equal specs give equal engines.
 
     `key_hashes` are SHA-256 in hex, the first one in force; `port` is the port on
-    the host.
+    the host. `has_data` says that the engine has run before, so that its data must be
+    there: a start that misses them makes nothing in their place.
     """
 
     engine_id: str
     engine_version: str
     port: int
     key_hashes: tuple[str, ...]
+    has_data: bool = False
 
 
 class Observation(Struct, frozen=True, kw_only=True):
@@ -40,7 +42,9 @@ class Observation(Struct, frozen=True, kw_only=True):
     `life` names one life of the process or container (pid and start time, or
     container id and StartedAt); another life means that it was restarted.
     `key_hash` is the hash it was started with, None where that is not known.
-    `restarts` counts restarts that the backend made by itself.
+    `restarts` counts restarts that the backend made by itself. `connected` is False
+    where somebody took the engine off its network; `data_lost` is True where neither the
+    engine nor its data are there, which `detail` names (only `inspect` looks for them).
     """
 
     engine_id: str
@@ -51,6 +55,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     engine_version: str | None = None
     exit_code: int | None = None
     restarts: int = 0
+    connected: bool = True
+    data_lost: bool = False
     detail: str = ""
 
 
@@ -110,6 +116,7 @@ class Backend(Protocol):
         Raises:
             PortTakenError: another program holds the port.
             ImageUnavailableError: the image cannot be had.
+            DataMissingError: the spec says that there are data, and there are none.
             BackendError: anything else.
         """
         ...
@@ -124,6 +131,10 @@ class Backend(Protocol):
 
     async def unpause(self, engine_id: str) -> None:
         """Thaw a frozen engine; a running one stays running."""
+        ...
+
+    async def reconnect(self, engine_id: str) -> None:
+        """Bring an engine that was taken off its network back onto it, as it is; else nothing."""
         ...
 
     async def destroy(self, engine_id: str) -> None:

@@ -125,11 +125,6 @@ class ProcessBackend:
         return f"http://{self._host}:{spec.port}"
 
     async def start(self, spec: EngineSpec) -> None:
-        """Make the engine run according to the spec; see the protocol.
-
-        An engine that has a record but no data any more is not started on an empty
-        directory: that would hide the loss.
-        """
         async with self._turn(spec.engine_id) as slot:
             life = slot.living()
             if life is not None and self._launcher.fits(life.record, spec):
@@ -153,6 +148,9 @@ class ProcessBackend:
     async def unpause(self, engine_id: str) -> None:
         async with self._turn(engine_id) as slot:
             await self._thaw(required(slot, "unpause", engine_id))
+
+    async def reconnect(self, engine_id: str) -> None:
+        """Do nothing: a process has no network of its own."""
 
     async def destroy(self, engine_id: str) -> None:
         """Kill at once, also an engine that another call is waiting for; then remove all."""

@@ -11,6 +11,7 @@ from enginegate.errors import (
     BackendError,
     BackendFailedError,
     BackendUnavailableError,
+    DataMissingError,
     GateError,
     ImageUnavailableError,
     PortExhaustionError,
@@ -35,6 +36,10 @@ PROBE_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, not a 
 _KEY = re.compile(r"\b(sk-eg|pk-eg|ak-eg)-[A-Za-z0-9_-]{43}")
 
 
+class DataLostError(BackendFailedError):
+    """The engine's data are gone. No restart helps, and none is tried."""
+
+
 class Booter:
     """Starts engines and waits for them; knows nothing of states."""
 
@@ -51,6 +56,7 @@ class Booter:
             engine_version=engine.engine_version,
             port=engine.port,
             key_hashes=tuple(hashes),
+            has_data=engine.booted_at_ms is not None,
         )
 
     async def start(self, live: LiveEngine, *, key_hash: str | None = None) -> None:
@@ -147,11 +153,21 @@ def told(error: BackendError) -> GateError:
         return BackendUnavailableError(
             "The backend that runs engines cannot be reached; ask again in a moment."
         )
+    if isinstance(error, DataMissingError):
+        return lost(error.detail)
     if isinstance(error, ImageUnavailableError):
         return BackendFailedError(
             f"The image {error.detail} cannot be had; make it available or choose another."
         )
     return BackendFailedError(f"The backend could not {error.operation} the engine.")
+
+
+def lost(what: str) -> DataLostError:
+    """Return what is said of an engine whose data are not there any more."""
+    return DataLostError(
+        f"The engine's data are gone ({what}), and nothing is put in their place: "
+        "bring them back and start the engine, or destroy it."
+    )
 
 
 def exhausted(config: Config) -> PortExhaustionError:

@@ -5,7 +5,7 @@ from typing import Any
 from enginegate import facts as f
 from enginegate.backoff import wait_s
 from enginegate.errors import BackendError, GateError
-from enginegate.lifecycle.boot import Booter, told
+from enginegate.lifecycle.boot import Booter, DataLostError, told
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine
 from enginegate.registry import LiveEngine
@@ -29,10 +29,13 @@ class Failures:
         actor: str = "system",
         **metadata: Any,
     ) -> None:
-        """Record that the engine failed and plan its restart, or give up."""
+        """Record that the engine failed and plan its restart, or give up.
+
+        An engine without its data is given up at once: what is lost does not come back by trying.
+        """
         engine = live.engine
         attempts = engine.restart_attempts if self._flapping(engine, during) else 0
-        plan = self.plan(attempts + 1)
+        plan = None if isinstance(error, DataLostError) else self.plan(attempts + 1)
         await self.ground.registry.commit(
             f.Failed(
                 **self.ground.ids(live),

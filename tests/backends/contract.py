@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from enginegate.backends.base import Backend, BackendEvent, EngineSpec, Presence
-from enginegate.errors import BackendError, PortTakenError
+from enginegate.errors import BackendError, DataMissingError, PortTakenError
 
 KEY, OTHER_KEY = "sk-eg-first", "sk-eg-second"
 PORTS = range(20_000, 30_000)
@@ -259,6 +259,28 @@ class BackendContract:
             assert await harness.presence(spec) in {Presence.ABSENT, Presence.STOPPED}
         await harness.backend.start(spec)
         await harness.wait_healthy(spec)
+
+    async def test_data_that_must_be_there_are_not_made_anew(self, harness: Harness) -> None:
+        """An engine that has run before does not start on empty data: that would hide a loss."""
+        spec = harness.spec(has_data=True)
+        with pytest.raises(DataMissingError):
+            await harness.backend.start(spec)
+        assert await harness.presence(spec) is Presence.ABSENT
+        first = msgspec.structs.replace(spec, has_data=False)
+        await harness.backend.start(first)
+        await harness.wait_healthy(first)
+        await harness.backend.stop(spec.engine_id, grace_s=10)
+        await harness.backend.start(spec)
+        await harness.wait_healthy(spec)
+
+    async def test_an_engine_on_its_network_is_connected(self, harness: Harness) -> None:
+        """Bringing it back onto its network changes nothing there; absent is done."""
+        spec = await harness.started()
+        before = await harness.backend.inspect(spec.engine_id)
+        assert before.connected
+        await harness.backend.reconnect(spec.engine_id)
+        await harness.backend.reconnect(harness.spec().engine_id)
+        assert await harness.backend.inspect(spec.engine_id) == before
 
     async def test_stop_ends_the_process_and_keeps_the_engine(self, harness: Harness) -> None:
         """A stopped engine is known as stopped, with its exit code; stopping twice is once."""

@@ -117,4 +117,4 @@ def _docker(*arguments: str, stdin: bytes | None = None) -> bytes:
 
 if __name__ == "__main__":
     build()
-    print(IMAGE, OTHER_IMAGE, USER_IMAGE)  # noqa: T201  # a script prints
+    print(IMAGE, OTHER_IMAGE, USER_IMAGE)

@@ -231,7 +231,7 @@ async def test_an_image_that_is_nowhere_is_named(harness: DockerHarness) -> None
         await harness.backend.start(spec)
     assert caught.value.detail == "localhost:1/no-such-image:9"
     seen = await harness.backend.inspect(spec.engine_id)
-    assert (seen.presence, seen.detail) == (Presence.ABSENT, "its volume is gone too")
+    assert (seen.presence, seen.data_lost) == (Presence.ABSENT, True)
 
 
 async def test_an_upgrade_to_a_missing_image_leaves_the_engine_up(harness: DockerHarness) -> None:
@@ -250,7 +250,7 @@ async def test_a_removed_container_comes_back_on_its_volume(harness: DockerHarne
     await harness.write(spec, "note", "kept")
     docker("rm", "-f", container_name(spec.engine_id))
     seen = await harness.backend.inspect(spec.engine_id)
-    assert (seen.presence, seen.detail) == (Presence.ABSENT, "its volume is there")
+    assert (seen.presence, seen.data_lost) == (Presence.ABSENT, False)
     await harness.backend.start(spec)
     await harness.wait_healthy(spec)
     assert await harness.read(spec, "note") == "kept"

@@ -176,7 +176,7 @@ class Gate:
         """Recover, then run what a server runs beside the requests."""
         await self.recovery.at_start()
         self.idle.plan_all()
-        self.spawn(self.health.watch_forever())
+        self.spawn(self.recovery.watch_forever())
         await settle()
 
     def run_loops(self) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from enginegate.backends.base import EngineSpec, Presence
+from enginegate.backends.base import BackendEvent, EngineSpec, Presence
 from enginegate.config import Config, EngineSettings
+from enginegate.lifecycle.boot import DataLostError
 from enginegate.model import Status
 from enginegate.registry import LiveEngine
 from tests.fakes import settle
@@ -177,20 +178,138 @@ async def test_what_happened_behind_our_back_is_put_right(gate: Any) -> None:
     frozen, thawed, up = [await gate.engine(owner, user) for user in ("a", "b", "c")]
     await gate.lifecycle.sleep(thawed, actor="a")
     await gate.lifecycle.stop(up, actor="a")
-    gate.backend.freeze_behind(frozen.engine.engine_id)
-    gate.backend.thaw_behind(thawed.engine.engine_id)
-    gate.backend.restart_behind(up.engine.engine_id)
+    gate.backend.freeze_behind(frozen.engine.engine_id, tell=False)
+    gate.backend.thaw_behind(thawed.engine.engine_id, tell=False)
+    gate.backend.restart_behind(up.engine.engine_id, tell=False)
     await gate.recovery.compare()
+    await settle()
     assert agree(gate)
-    gate.backend.freeze_behind(frozen.engine.engine_id)
+    gate.backend.freeze_behind(frozen.engine.engine_id, tell=False)
     gate.backend.fail("unpause")
     await gate.recovery.compare()
+    await settle()
     gate.journal.status = "full"
     await gate.recovery.compare()
+    await settle()
     assert not agree(gate)
     gate.journal.status = "ok"
     await gate.recovery.compare()
+    await settle()
     assert agree(gate)
+    assert gate.actions().count("recovered") == 4
+
+
+async def test_an_event_that_speaks_against_the_row_is_looked_into_at_once(gate: Any) -> None:
+    """No comparison has to come by; what our own verbs do is no surprise."""
+    owner = await gate.product()
+    frozen, thawed, up = [await gate.engine(owner, user) for user in ("a", "b", "c")]
+    await gate.lifecycle.sleep(thawed, actor="a")
+    await gate.lifecycle.stop(up, actor="a")
+    await settle()
+    assert gate.backend.count("inspect") == 0
+    gate.backend.freeze_behind(frozen.engine.engine_id)
+    gate.backend.thaw_behind(thawed.engine.engine_id)
+    gate.backend.restart_behind(up.engine.engine_id)
+    await settle()
+    assert agree(gate)
+
+
+async def test_lost_events_are_made_up_for_by_a_comparison(gate: Any) -> None:
+    """Where the stream says that it has a gap, everything is compared."""
+    live = await gate.engine(await gate.product())
+    gate.backend.freeze_behind(live.engine.engine_id, tell=False)
+    gate.backend.emit(BackendEvent(kind="resync"))
+    await settle()
+    assert agree(gate)
+
+
+async def test_an_event_and_a_dead_backend_conclude_nothing(gate: Any) -> None:
+    """What an event hints at and nobody can confirm is left for later."""
+    live = await gate.engine(await gate.product())
+    gate.backend.down = True
+    gate.backend.emit(BackendEvent(kind="removed", engine_id=live.engine.engine_id))
+    gate.backend.emit(BackendEvent(kind="paused", engine_id="nobody"))
+    await settle()
+    assert live.running
+
+
+async def test_a_sleeper_that_others_stopped_is_noted_once_and_wakes(gate: Any) -> None:
+    """Asleep an engine may be frozen or stopped: it is adopted as found, until it is woken."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.sleep(live, actor="a")
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    for _ in range(2):
+        await gate.recovery.compare()
+        await settle()
+    assert live.engine.status == "sleeping"
+    assert gate.actions().count("adopt") == 1
+    again = await gate.crash_and_restart()
+    await again.recovery.compare()
+    assert again.actions().count("adopt") == 1
+    live = again.registry.engines[live.engine.engine_id]
+    await again.lifecycle.wake(live, actor="a")
+    await again.lifecycle.sleep(live, actor="a")
+    await again.recovery.compare()
+    again.backend.vanish(live.engine.engine_id)
+    await settle()
+    assert again.actions().count("adopt") == 2
+    await again.close()
+
+
+@pytest.mark.parametrize("status", ["running", "sleeping", "stopped"])
+async def test_an_engine_off_its_network_is_brought_back_as_it_is(gate: Any, status: str) -> None:
+    """Connected again in the same life, in every state that lasts."""
+    live = await gate.engine(await gate.product())
+    if status != "running":
+        verb = {"sleeping": gate.lifecycle.sleep, "stopped": gate.lifecycle.stop}[status]
+        await verb(live, actor="a")
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.connected = False
+    before = (fake.life, fake.presence)
+    await gate.recovery.compare()
+    await settle()
+    assert (fake.connected, fake.life, fake.presence) == (True, *before)
+    assert gate.actions()[-1] == "recovered"
+
+
+@pytest.mark.parametrize("tell", [True, False])
+@pytest.mark.parametrize("status", ["running", "sleeping", "stopped"])
+async def test_lost_data_are_told_and_never_replaced(
+    gate: Any, clock: Any, status: str, tell: bool
+) -> None:
+    """The engine fails with the reason, no restart is tried, and no start makes empty ones."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product())
+    engine_id = live.engine.engine_id
+    if status != "running":
+        verb = {"sleeping": gate.lifecycle.sleep, "stopped": gate.lifecycle.stop}[status]
+        await verb(live, actor="a")
+    kept = gate.backend.world.volumes[engine_id]
+    gate.backend.vanish(engine_id, tell=tell, with_data=True)
+    await clock.advance(60)
+    assert (live.engine.status, live.engine.restart_at_ms) == ("failed", None)
+    assert "its data" in live.engine.reason
+    with pytest.raises(DataLostError, match="its data"):
+        await gate.lifecycle.start(live, version=None, actor="a")
+    await clock.advance(600)
+    assert not gate.backend.world.engines
+    gate.backend.world.volumes[engine_id] = kept
+    await gate.lifecycle.start(live, version=None, actor="a")
+    assert live.running
+
+
+async def test_data_lost_while_a_restart_is_planned_end_the_restarts(gate: Any, clock: Any) -> None:
+    """The next attempt finds out, and is the last one."""
+    live = await gate.engine(await gate.product())
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    gate.backend.vanish(live.engine.engine_id, with_data=True)
+    gate.run_loops()
+    await clock.advance(600)
+    assert (live.engine.status, live.engine.restart_attempts) == ("failed", 1)
+    assert gate.actions()[-2:] == ["auto_restart_failed!", "auto_restart_gave_up!"]
 
 
 async def test_a_given_up_engine_that_runs_is_stopped(gate: Any) -> None:
@@ -202,8 +321,9 @@ async def test_a_given_up_engine_that_runs_is_stopped(gate: Any) -> None:
         if live.engine.restart_at_ms is None:
             break
         await gate.lifecycle.begin_restart(live).join()
-    gate.backend.restart_behind(live.engine.engine_id)
+    gate.backend.restart_behind(live.engine.engine_id, tell=False)
     await gate.recovery.compare()
+    await settle()
     assert not gate.backend.alive
 
 

@@ -29,11 +29,9 @@ from enginegate.backends.base import (
 from enginegate.backends.docker import events, peers
 from enginegate.backends.docker.budget import Priority
 from enginegate.backends.docker.container import (
-    DATA_DIR,
     ENGINE_ID,
     FINGERPRINT,
     INSTANCE,
-    KEY_FILE,
     KEY_HASH,
     PORT,
     STOP_GRACE_S,
@@ -43,7 +41,6 @@ from enginegate.backends.docker.container import (
     container_name,
     fingerprint,
     is_ours,
-    key_archive,
     parse,
     valid_engine_id,
     volume_name,
@@ -137,7 +134,7 @@ class DockerBackend:
             await self._take_down(ask, found)
             found = None
         if found is None:
-            found = await self._create(ask, wanted)
+            found = await self._create(ask, wanted, has_data=spec.has_data)
         try:
             await self._bring_up(ask, found, spec.key_hashes)
         except RefusedError as refusal:
@@ -145,7 +142,8 @@ class DockerBackend:
                 raise
             self._supplies.forget()
             await self._daemon.remove(ask, found.container_id)
-            await self._bring_up(ask, await self._create(ask, wanted), spec.key_hashes)
+            again = await self._create(ask, wanted, has_data=spec.has_data)
+            await self._bring_up(ask, again, spec.key_hashes)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         ask = _ask("stop", engine_id, Priority.RESTART)
@@ -170,6 +168,12 @@ class DockerBackend:
         ask = _ask("unpause", engine_id, Priority.WAKE)
         await self._thaw(ask, await self._find_alive(ask))
 
+    async def reconnect(self, engine_id: str) -> None:
+        ask = _ask("reconnect", engine_id, Priority.RESTART)
+        found = await self._find(ask)
+        if found is not None:
+            await self._connect(ask, found)
+
     async def destroy(self, engine_id: str) -> None:
         ask = _ask("destroy", engine_id, Priority.RESTART)
         found = await self._find(ask)
@@ -178,14 +182,17 @@ class DockerBackend:
         await self._daemon.remove_volume(ask, volume_name(engine_id))
 
     async def inspect(self, engine_id: str) -> Observation:
-        """As the protocol says; an absent engine's `detail` tells whether its volume is there."""
         ask = _ask("inspect", engine_id, Priority.PROBE)
         found = await self._find(ask)
         if found is not None:
             return found.observation
-        kept = await self._daemon.volume_exists(ask, volume_name(engine_id))
-        detail = "its volume is there" if kept else "its volume is gone too"
-        return Observation(engine_id=engine_id, presence=Presence.ABSENT, detail=detail)
+        volume = volume_name(engine_id)
+        return Observation(
+            engine_id=engine_id,
+            presence=Presence.ABSENT,
+            data_lost=not await self._daemon.volume_exists(ask, volume),
+            detail=f"volume {volume}",
+        )
 
     async def list(self) -> Sequence[Observation]:
         """Ask which containers are ours, then for each in turn: one place, however many."""
@@ -244,7 +251,7 @@ class DockerBackend:
         found = await self._find(ask)
         if found is None:
             raise BackendError(ask.operation, engine_id, "it does not exist")
-        await self._put_key(ask, found, key_hashes)
+        await self._supplies.key(ask, found, key_hashes)
 
     def watch(self) -> AsyncIterator[BackendEvent]:
         return events.watch(self._daemon, self._instance, self._ended_life)
@@ -332,21 +339,23 @@ class DockerBackend:
             raise BackendError(ask.operation, ask.engine_id, detail, unavailable=True)
         return list(peers.parse_table(table, port))
 
-    async def _create(self, ask: Ask, wanted: ContainerSpec) -> Container:
+    async def _create(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> Container:
         """Create the container, or adopt what an earlier start of the same has created."""
-        found = self._parsed(ask, await self._supplies.container(ask, wanted))
+        answer = await self._supplies.container(ask, wanted, has_data=has_data)
+        found = self._parsed(ask, answer)
         if found is None or not self._fits(found, wanted):
             detail = f"the name {container_name(wanted.engine_id)} is held by another container"
             raise BackendError(ask.operation, ask.engine_id, detail)
         return found
 
     async def _bring_up(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
+        await self._connect(ask, found)
         if found.alive:
             if found.labels.get(KEY_HASH) != key_hashes[0]:
-                await self._put_key(ask, found, key_hashes)
+                await self._supplies.key(ask, found, key_hashes)
             await self._thaw(replace(ask, priority=Priority.WAKE), found)
             return
-        await self._put_key(ask, found, key_hashes)
+        await self._supplies.key(ask, found, key_hashes)
         try:
             await self._daemon.start(ask, found.container_id)
         except RefusedError as refusal:
@@ -354,6 +363,10 @@ class DockerBackend:
                 raise
             await self._daemon.remove(ask, found.container_id)
             raise PortTakenError(ask.operation, ask.engine_id, refusal.detail) from refusal
+
+    async def _connect(self, ask: Ask, found: Container) -> None:
+        if not found.observation.connected:
+            await self._daemon.connect(ask, found.network, found.container_id)
 
     async def _thaw(self, ask: Ask, found: Container) -> None:
         if found.presence is not Presence.PAUSED:
@@ -376,19 +389,6 @@ class DockerBackend:
         if found.alive or not found.settled:
             await self._daemon.stop(ask, found.container_id, STOP_GRACE_S)
         await self._daemon.remove(ask, found.container_id)
-
-    async def _put_key(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
-        box, path = found.container_id, KEY_FILE
-        if found.presence is Presence.RUNNING:
-            await self._daemon.put(ask, box, DATA_DIR, key_archive(f"{path}.new", key_hashes))
-            move = ["mv", "-f", f"{DATA_DIR}/{path}.new", f"{DATA_DIR}/{path}"]
-            try:
-                code, _ = await self._daemon.run(ask, box, move)
-                if code == 0:
-                    return
-            except RefusedError as refusal:  # paused or gone meanwhile: nobody reads
-                log.debug("no rename: %s", refusal)
-        await self._daemon.put(ask, box, DATA_DIR, key_archive(path, key_hashes))
 
 
 def _ask(operation: str, engine_id: str, priority: Priority) -> Ask:

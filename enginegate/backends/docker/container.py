@@ -219,6 +219,10 @@ class _Endpoint(Struct):
     gateway: str = field(default="", name="Gateway")
 
 
+class _HostConfig(Struct, rename="pascal", frozen=True):
+    network_mode: str = ""
+
+
 class _NetworkSettings(Struct, rename="pascal"):
     networks: dict[str, _Endpoint] | None = None
 
@@ -229,6 +233,7 @@ class _Inspected(Struct, rename="pascal"):
     image: str
     state: _State
     config: _Config
+    host_config: _HostConfig = _HostConfig()
     restart_count: int = 0
     network_settings: _NetworkSettings | None = None
 
@@ -239,6 +244,7 @@ class Container(Struct, frozen=True, kw_only=True):
     container_id: str
     status: str
     pid: int
+    network: str
     gateways: frozenset[str]
     labels: dict[str, str]
     observation: Observation
@@ -285,13 +291,14 @@ def parse(answer: object, *, engine_id: str, instance: str) -> Container | None:
         container_id=seen.id,
         status=seen.state.status,
         pid=seen.state.pid,
+        network=seen.host_config.network_mode,
         gateways=frozenset(end.gateway for end in networks.values() if end.gateway),
         labels=found,
-        observation=_observation(seen, found),
+        observation=_observation(seen, found, connected=seen.host_config.network_mode in networks),
     )
 
 
-def _observation(seen: _Inspected, found: dict[str, str]) -> Observation:
+def _observation(seen: _Inspected, found: dict[str, str], *, connected: bool) -> Observation:
     state = seen.state
     presence = _PRESENCES.get(state.status, Presence.STOPPED)
     port = found.get(PORT, "")
@@ -305,6 +312,7 @@ def _observation(seen: _Inspected, found: dict[str, str]) -> Observation:
         engine_version=found.get(VERSION),
         exit_code=state.exit_code if ended else None,
         restarts=seen.restart_count,
+        connected=connected,
         detail="; ".join(_remarks(seen)),
     )
 

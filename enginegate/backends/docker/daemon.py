@@ -226,6 +226,13 @@ class Daemon:
     async def create_network(self, ask: Ask, body: dict[str, Any]) -> None:
         await self._call(ask, _ACT_S, lambda docker: docker.networks.create(body))
 
+    async def connect(self, ask: Ask, network: str, container_id: str) -> None:
+        def connect(docker: Docker) -> Awaitable[object]:
+            joined = DockerNetwork(docker, network)  # type: ignore[no-untyped-call]
+            return joined.connect({"Container": container_id})
+
+        await self._call(ask, _ACT_S, connect)
+
     async def remove_network(self, ask: Ask, network_id: str) -> None:
         def remove(docker: Docker) -> Awaitable[object]:
             network = DockerNetwork(docker, network_id)  # type: ignore[no-untyped-call]

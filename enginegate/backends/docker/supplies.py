@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
+from enginegate.backends.base import Presence
 from enginegate.backends.docker.answers import Network
 from enginegate.backends.docker.container import (
+    DATA_DIR,
     ENGINE_ID,
     INSTANCE,
+    KEY_FILE,
+    Container,
     ContainerSpec,
     container_name,
     create_body,
+    key_archive,
     volume_name,
 )
 from enginegate.backends.docker.daemon import Ask, Daemon, RefusedError
-from enginegate.errors import BackendError, ImageUnavailableError
+from enginegate.errors import BackendError, DataMissingError, ImageUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +65,33 @@ class Supplies:
     def forget(self) -> None:
         self._networks.clear()
 
-    async def volume(self, ask: Ask, wanted: ContainerSpec) -> None:
-        """Have the volume; one that is there already is left as it is."""
-        labels = {ENGINE_ID: wanted.engine_id, INSTANCE: wanted.instance}
-        await self._daemon.create_volume(ask, volume_name(wanted.engine_id), labels)
+    async def volume(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> None:
+        """Have the volume; one that is there already is left as it is.
 
-    async def container(self, ask: Ask, wanted: ContainerSpec) -> object:
+        Raises:
+            DataMissingError: it was there once; an empty one in its place would hide the loss.
+        """
+        name = volume_name(wanted.engine_id)
+        if has_data and not await self._daemon.volume_exists(ask, name):
+            raise DataMissingError(ask.operation, ask.engine_id, f"volume {name}")
+        labels = {ENGINE_ID: wanted.engine_id, INSTANCE: wanted.instance}
+        await self._daemon.create_volume(ask, name, labels)
+
+    async def key(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
+        """Replace the key file: by a rename where the image has `mv` and may, else by unpacking."""
+        box, path = found.container_id, KEY_FILE
+        if found.presence is Presence.RUNNING:
+            await self._daemon.put(ask, box, DATA_DIR, key_archive(f"{path}.new", key_hashes))
+            move = ["mv", "-f", f"{DATA_DIR}/{path}.new", f"{DATA_DIR}/{path}"]
+            try:
+                code, _ = await self._daemon.run(ask, box, move)
+                if code == 0:
+                    return
+            except RefusedError as refusal:  # paused or gone meanwhile: nobody reads
+                log.debug("no rename: %s", refusal)
+        await self._daemon.put(ask, box, DATA_DIR, key_archive(path, key_hashes))
+
+    async def container(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> object:
         """Have the container with all it needs, and return Docker's description of it.
 
         The name is the guard: where a container has it already, ours or not, that one is
@@ -73,11 +99,12 @@ class Supplies:
 
         Raises:
             ImageUnavailableError: its image is not to be had.
+            DataMissingError: its volume was there once, and is not.
             BackendError: anything else.
         """
         await self.image(ask, wanted)
         await self.network(ask, wanted)
-        await self.volume(ask, wanted)
+        await self.volume(ask, wanted, has_data=has_data)
         name, body = container_name(wanted.engine_id), create_body(wanted)
         for _ in range(_TRIES):
             try:

@@ -1,0 +1,50 @@
+"""The Docker Engine as the tests ask it: by its own command line, a second opinion."""
+
+import json
+import os
+import subprocess
+from typing import Any
+
+SOCKET = "/var/run/docker.sock"
+
+
+def docker(
+    *arguments: str, stdin: bytes | None = None, host: str | None = None, timeout_s: float = 120
+) -> str:
+    """Run the Docker command line; what it prints. A refusal is an assertion error."""
+    environment = os.environ | ({"DOCKER_HOST": host} if host else {})
+    done = subprocess.run(
+        ["docker", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=timeout_s,
+        env=environment,
+    )
+    assert done.returncode == 0, f"docker {' '.join(arguments[:3])}: {done.stderr.decode()}"
+    return done.stdout.decode().strip()
+
+
+def inspected(name: str, *, host: str | None = None) -> dict[str, Any]:
+    [found] = json.loads(docker("inspect", name, host=host))
+    return dict(found)
+
+
+def remove_all(label: str, *, host: str | None = None) -> None:
+    """Remove the containers, volumes and networks that bear a label."""
+    for listing, remove in (
+        (("ps", "-aq"), ("rm", "-fv")),
+        (("volume", "ls", "-q"), ("volume", "rm", "-f")),
+        (("network", "ls", "-q"), ("network", "rm")),
+    ):
+        if left := docker(*listing, "--filter", f"label={label}", host=host).split():
+            docker(*remove, *left, host=host)
+
+
+def left_of(label: str, *, host: str | None = None) -> list[str]:
+    """Return the containers and volumes that bear a label."""
+    marked = ("--filter", f"label={label}")
+    return [
+        *docker("ps", "-aq", *marked, host=host).split(),
+        *docker("volume", "ls", "-q", *marked, host=host).split(),
+    ]
