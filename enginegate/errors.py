@@ -146,7 +146,7 @@ class ImageUnavailableError(BackendError):
     """The image is neither present nor to be pulled; `detail` names it."""
 
 
-class DataMissingError(BackendError):
+class DataLostError(BackendError):
     """The engine has run before and its data are not there; `detail` names what is missing."""
 
 

@@ -25,7 +25,7 @@ from enginegate.backends.base import (
     Usage,
 )
 from enginegate.clock import Clock, SystemClock
-from enginegate.errors import BackendError, DataMissingError, PortTakenError
+from enginegate.errors import BackendError, DataLostError, PortTakenError
 from enginegate.probe import Health
 
 WALL_START_MS = 1_750_000_000_000
@@ -467,8 +467,8 @@ class FakeBackend:
             if engine is not None:
                 self._end(engine, 0)
             raise PortTakenError("start", spec.engine_id, f"port {spec.port} is taken")
-        if spec.has_data and spec.engine_id not in self.world.volumes:
-            raise DataMissingError("start", spec.engine_id, "its data")
+        if not spec.fresh and spec.engine_id not in self.world.volumes:
+            raise DataLostError("start", spec.engine_id, "its data")
         if engine is None:
             engine = self.world.engines[spec.engine_id] = FakeEngine(spec)
             self.world.volumes.setdefault(spec.engine_id, {})

@@ -25,15 +25,15 @@ class EngineSpec(Struct, frozen=True, kw_only=True):
     """What an engine is started from; equal specs give equal engines.
 
     `key_hashes` are SHA-256 in hex, the first one in force; `port` is the port on
-    the host. `has_data` says that the engine has run before, so that its data must be
-    there: a start that misses them makes nothing in their place.
+    the host. `fresh` says that it has never been in service, so that its data may be
+    made; the data of any other is never replaced by an empty place.
     """
 
     engine_id: str
     engine_version: str
     port: int
     key_hashes: tuple[str, ...]
-    has_data: bool = False
+    fresh: bool = True
 
 
 class Observation(Struct, frozen=True, kw_only=True):
@@ -116,7 +116,7 @@ class Backend(Protocol):
         Raises:
             PortTakenError: another program holds the port.
             ImageUnavailableError: the image cannot be had.
-            DataMissingError: the spec says that there are data, and there are none.
+            DataLostError: the spec says that there are data, and there are none.
             BackendError: anything else.
         """
         ...

@@ -14,7 +14,7 @@ from enginegate.backends import proc
 from enginegate.backends.base import EngineSpec
 from enginegate.backends.process_files import Files, Record, ticks_now
 from enginegate.backends.process_life import Life
-from enginegate.errors import BackendError, ConfigError, DataMissingError, PortTakenError
+from enginegate.errors import BackendError, ConfigError, DataLostError, PortTakenError
 
 ENGINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 BASE_VARIABLES = ("PATH", "HOME", "LANG", "TZ")
@@ -73,8 +73,8 @@ class Launcher:
         would hide the loss.
         """
         data = self._files.data(spec.engine_id)
-        if (known or spec.has_data) and not data.is_dir():
-            raise DataMissingError("start", spec.engine_id, f"data directory {spec.engine_id}")
+        if (known or not spec.fresh) and not data.is_dir():
+            raise DataLostError("start", spec.engine_id, f"data directory {spec.engine_id}")
         self._need_port(spec)
         data.mkdir(mode=0o700, exist_ok=True)
         self._files.write_key(spec.engine_id, spec.key_hashes)

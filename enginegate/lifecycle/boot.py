@@ -11,7 +11,7 @@ from enginegate.errors import (
     BackendError,
     BackendFailedError,
     BackendUnavailableError,
-    DataMissingError,
+    DataLostError,
     GateError,
     ImageUnavailableError,
     PortExhaustionError,
@@ -36,7 +36,7 @@ PROBE_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - names, not a 
 _KEY = re.compile(r"\b(sk-eg|pk-eg|ak-eg)-[A-Za-z0-9_-]{43}")
 
 
-class DataLostError(BackendFailedError):
+class DataGoneError(BackendFailedError):
     """The engine's data are gone. No restart helps, and none is tried."""
 
 
@@ -56,7 +56,7 @@ class Booter:
             engine_version=engine.engine_version,
             port=engine.port,
             key_hashes=tuple(hashes),
-            has_data=engine.booted_at_ms is not None,
+            fresh=engine.booted_at_ms is None,
         )
 
     async def start(self, live: LiveEngine, *, key_hash: str | None = None) -> None:
@@ -153,7 +153,7 @@ def told(error: BackendError) -> GateError:
         return BackendUnavailableError(
             "The backend that runs engines cannot be reached; ask again in a moment."
         )
-    if isinstance(error, DataMissingError):
+    if isinstance(error, DataLostError):
         return lost(error.detail)
     if isinstance(error, ImageUnavailableError):
         return BackendFailedError(
@@ -162,9 +162,9 @@ def told(error: BackendError) -> GateError:
     return BackendFailedError(f"The backend could not {error.operation} the engine.")
 
 
-def lost(what: str) -> DataLostError:
+def lost(what: str) -> DataGoneError:
     """Return what is said of an engine whose data are not there any more."""
-    return DataLostError(
+    return DataGoneError(
         f"The engine's data are gone ({what}), and nothing is put in their place: "
         "bring them back and start the engine, or destroy it."
     )

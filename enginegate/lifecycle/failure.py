@@ -5,7 +5,7 @@ from typing import Any
 from enginegate import facts as f
 from enginegate.backoff import wait_s
 from enginegate.errors import BackendError, GateError
-from enginegate.lifecycle.boot import Booter, DataLostError, told
+from enginegate.lifecycle.boot import Booter, DataGoneError, told
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine
 from enginegate.registry import LiveEngine
@@ -35,7 +35,7 @@ class Failures:
         """
         engine = live.engine
         attempts = engine.restart_attempts if self._flapping(engine, during) else 0
-        plan = None if isinstance(error, DataLostError) else self.plan(attempts + 1)
+        plan = None if isinstance(error, DataGoneError) else self.plan(attempts + 1)
         await self.ground.registry.commit(
             f.Failed(
                 **self.ground.ids(live),

@@ -9,7 +9,7 @@ from enginegate.errors import (
     StorageUnavailableError,
     WakeTimeoutError,
 )
-from enginegate.lifecycle.boot import Booter, DataLostError, told
+from enginegate.lifecycle.boot import Booter, DataGoneError, told
 from enginegate.lifecycle.failure import RESTART_GRACE_S, Failures
 from enginegate.lifecycle.ground import Ground
 from enginegate.registry import LiveEngine
@@ -118,7 +118,7 @@ class Starter:
         self, live: LiveEngine, attempt: int, error: GateError, started: float
     ) -> None:
         blameless = error.code == "BACKEND_UNAVAILABLE"
-        lost = isinstance(error, DataLostError)
+        lost = isinstance(error, DataGoneError)
         plan = None if lost else self.failures.plan(1 if blameless else attempt + 1)
         await self.ground.registry.commit(
             f.RestartFailed(

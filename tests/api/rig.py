@@ -113,7 +113,7 @@ class Gate:
     def run_loops(self) -> None:
         """Run what a server runs beside the requests, by the clock of the test."""
         self.spawn(self.health.sweep_forever(), "probes")
-        self.spawn(self.health.watch_forever(), "watch")
+        self.spawn(self.recovery.watch_forever(), "watch")
         self.spawn(self.health.restart_forever(), "restarts")
         self.spawn(self.idle.run_forever(), "idle")
 

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from enginegate.backends.base import Backend, BackendEvent, EngineSpec, Presence
-from enginegate.errors import BackendError, DataMissingError, PortTakenError
+from enginegate.errors import BackendError, DataLostError, PortTakenError
 
 KEY, OTHER_KEY = "sk-eg-first", "sk-eg-second"
 PORTS = range(20_000, 30_000)
@@ -262,11 +262,11 @@ class BackendContract:
 
     async def test_data_that_must_be_there_are_not_made_anew(self, harness: Harness) -> None:
         """An engine that has run before does not start on empty data: that would hide a loss."""
-        spec = harness.spec(has_data=True)
-        with pytest.raises(DataMissingError):
+        spec = harness.spec(fresh=False)
+        with pytest.raises(DataLostError):
             await harness.backend.start(spec)
         assert await harness.presence(spec) is Presence.ABSENT
-        first = msgspec.structs.replace(spec, has_data=False)
+        first = msgspec.structs.replace(spec, fresh=True)
         await harness.backend.start(first)
         await harness.wait_healthy(first)
         await harness.backend.stop(spec.engine_id, grace_s=10)

@@ -19,7 +19,7 @@ import uvloop
 from enginegate.backends import proc, process, process_files, process_launch, process_life
 from enginegate.backends.base import EngineSpec, Presence
 from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
-from enginegate.errors import BackendError, ConfigError, DataMissingError, PortTakenError
+from enginegate.errors import BackendError, ConfigError, DataLostError, PortTakenError
 from enginegate.probe import Probe
 from tests.backends.conftest import Make, ProcessHarness
 from tests.backends.contract import (
@@ -202,7 +202,7 @@ class TestStart:
         await harness.backend.stop(spec.engine_id, grace_s=10)
         data = harness.folder / "engines" / spec.engine_id
         data.rename(harness.folder / "elsewhere")
-        with pytest.raises(DataMissingError, match=spec.engine_id):
+        with pytest.raises(DataLostError, match=spec.engine_id):
             await harness.backend.start(spec)
         await harness.backend.destroy(spec.engine_id)
         await harness.backend.start(spec)

@@ -8,7 +8,7 @@ import pytest
 
 from enginegate.backends.base import BackendEvent, EngineSpec, Presence
 from enginegate.config import Config, EngineSettings
-from enginegate.lifecycle.boot import DataLostError
+from enginegate.lifecycle.boot import DataGoneError
 from enginegate.model import Status
 from enginegate.registry import LiveEngine
 from tests.fakes import settle
@@ -291,7 +291,7 @@ async def test_lost_data_are_told_and_never_replaced(
     await clock.advance(60)
     assert (live.engine.status, live.engine.restart_at_ms) == ("failed", None)
     assert "its data" in live.engine.reason
-    with pytest.raises(DataLostError, match="its data"):
+    with pytest.raises(DataGoneError, match="its data"):
         await gate.lifecycle.start(live, version=None, actor="a")
     await clock.advance(600)
     assert not gate.backend.world.engines

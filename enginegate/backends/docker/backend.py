@@ -134,7 +134,7 @@ class DockerBackend:
             await self._take_down(ask, found)
             found = None
         if found is None:
-            found = await self._create(ask, wanted, has_data=spec.has_data)
+            found = await self._create(ask, wanted, fresh=spec.fresh)
         try:
             await self._bring_up(ask, found, spec.key_hashes)
         except RefusedError as refusal:
@@ -142,7 +142,7 @@ class DockerBackend:
                 raise
             self._supplies.forget()
             await self._daemon.remove(ask, found.container_id)
-            again = await self._create(ask, wanted, has_data=spec.has_data)
+            again = await self._create(ask, wanted, fresh=spec.fresh)
             await self._bring_up(ask, again, spec.key_hashes)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
@@ -339,9 +339,9 @@ class DockerBackend:
             raise BackendError(ask.operation, ask.engine_id, detail, unavailable=True)
         return list(peers.parse_table(table, port))
 
-    async def _create(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> Container:
+    async def _create(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> Container:
         """Create the container, or adopt what an earlier start of the same has created."""
-        answer = await self._supplies.container(ask, wanted, has_data=has_data)
+        answer = await self._supplies.container(ask, wanted, fresh=fresh)
         found = self._parsed(ask, answer)
         if found is None or not self._fits(found, wanted):
             detail = f"the name {container_name(wanted.engine_id)} is held by another container"

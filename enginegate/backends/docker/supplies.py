@@ -21,7 +21,7 @@ from enginegate.backends.docker.container import (
     volume_name,
 )
 from enginegate.backends.docker.daemon import Ask, Daemon, RefusedError
-from enginegate.errors import BackendError, DataMissingError, ImageUnavailableError
+from enginegate.errors import BackendError, DataLostError, ImageUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +65,15 @@ class Supplies:
     def forget(self) -> None:
         self._networks.clear()
 
-    async def volume(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> None:
+    async def volume(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> None:
         """Have the volume; one that is there already is left as it is.
 
         Raises:
-            DataMissingError: it was there once; an empty one in its place would hide the loss.
+            DataLostError: it was there once; an empty one in its place would hide the loss.
         """
         name = volume_name(wanted.engine_id)
-        if has_data and not await self._daemon.volume_exists(ask, name):
-            raise DataMissingError(ask.operation, ask.engine_id, f"volume {name}")
+        if not fresh and not await self._daemon.volume_exists(ask, name):
+            raise DataLostError(ask.operation, ask.engine_id, f"volume {name}")
         labels = {ENGINE_ID: wanted.engine_id, INSTANCE: wanted.instance}
         await self._daemon.create_volume(ask, name, labels)
 
@@ -91,7 +91,7 @@ class Supplies:
                 log.debug("no rename: %s", refusal)
         await self._daemon.put(ask, box, DATA_DIR, key_archive(path, key_hashes))
 
-    async def container(self, ask: Ask, wanted: ContainerSpec, *, has_data: bool) -> object:
+    async def container(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> object:
         """Have the container with all it needs, and return Docker's description of it.
 
         The name is the guard: where a container has it already, ours or not, that one is
@@ -99,12 +99,12 @@ class Supplies:
 
         Raises:
             ImageUnavailableError: its image is not to be had.
-            DataMissingError: its volume was there once, and is not.
+            DataLostError: its volume was there once, and is not.
             BackendError: anything else.
         """
         await self.image(ask, wanted)
         await self.network(ask, wanted)
-        await self.volume(ask, wanted, has_data=has_data)
+        await self.volume(ask, wanted, fresh=fresh)
         name, body = container_name(wanted.engine_id), create_body(wanted)
         for _ in range(_TRIES):
             try:
