@@ -18,7 +18,7 @@ from bench import plot, table
 from bench.context import Context
 from bench.results import Report, Result, commit, machine
 
-MODULES = ("in_process", "limiter", "admit_http", "stand_ins", "open_load")
+MODULES = ("in_process", "limiter", "admit_http", "stand_ins", "open_load", "background", "cold")
 
 
 def main() -> int:

@@ -75,8 +75,11 @@ def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 class Server:
     """One enginegate from start to stop."""
 
-    def __init__(self, config: Config, secrets: Secrets) -> None:
+    def __init__(
+        self, config: Config, secrets: Secrets, *, backend: "MakeBackend | None" = None
+    ) -> None:
         self.config = config
+        self._make_backend = backend or make_backend
         self.secrets = secrets
         self.clock = SystemClock()
 
@@ -89,7 +92,7 @@ class Server:
             listener = closing.enter_context(_listener(self.config))
             probe = Probe(require_status_ok=self.config.health.require_status_ok)
             closing.push_async_callback(probe.close)
-            backend = make_backend(self.config, journal.instance, probe)
+            backend = self._make_backend(self.config, journal.instance, probe)
             registry = make_registry(self.config, keyring, backend.url)
             registry.load(journal.snapshot, journal.tail)
             journal.release_replay()
@@ -257,6 +260,10 @@ class Parts:
         while True:
             await asyncio.to_thread(journal.retain, days=audit.retention_days, max_mb=audit.max_mb)
             await self.ground.clock.sleep(RETAIN_EVERY_S)
+
+
+MakeBackend = Callable[[Config, str, Probe], Backend]
+"""Makes what runs engines: configuration, instance and the probe whose connections are ours."""
 
 
 def make_backend(config: Config, instance: str, probe: Probe) -> Backend:

@@ -42,6 +42,20 @@ def admits(name: str, port: int, key: str = NO_KEY, user: str = USER) -> Target:
     return Target(name=name, url=url, headers=(f"X-Platform-Key: {key}",))
 
 
+def free_ports_in_a_row(count: int) -> int:
+    """Return the first of some ports that nobody holds, below those the kernel gives out."""
+    for first in range(10_000, 32_000 - count, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise RuntimeError(f"no {count} free ports in a row")
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -50,8 +64,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(command: list[str], *, port: int, directory: Path, **env: str) -> Iterator[None]:
-    """Run a server until the block ends; it must accept connections first."""
+def process(command: list[str], *, port: int, directory: Path, **env: str) -> Iterator[int]:
+    """Run a server until the block ends, and yield its pid; it must accept connections first."""
     with (directory / f"{port}.log").open("wb") as log:
         running = subprocess.Popen(
             command,
@@ -63,7 +77,7 @@ def process(command: list[str], *, port: int, directory: Path, **env: str) -> It
         )
     try:
         _until_listening(running, port, directory)
-        yield
+        yield running.pid
     finally:
         running.terminate()
         running.wait(PATIENCE_S)

@@ -1,0 +1,148 @@
+"""Admits while everything else goes on: sweeps, snapshots, dashboards and a monitor."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+
+from msgspec import Struct
+
+from bench.context import Context
+from bench.http import open_load, servers, wrk
+from bench.http.open_load import Latency
+from bench.http.servers import Target
+from bench.measure import figure, interleaved, ratio
+from bench.results import ROOT, Result
+from enginegate.keys import new_admin_key, new_platform_key
+
+NAME = "background"
+TITLE = "a warm admit beside a 300-engine sweep, snapshots of 100,000 engines, audits, scrapes"
+SHARE = 0.3
+CONNECTIONS = 32
+NEVER_S = 86_400.0
+
+
+class Busy(Struct, frozen=True):
+    """A gate that does all of it, and who looks at it; frozen while others are measured."""
+
+    target: Target
+    pid: int
+    url: str
+    admin_key: str
+
+
+def run(context: Context) -> Result:
+    result = Result(bench=NAME)
+    if not wrk.installed():
+        result.skipped.append(wrk.MISSING)
+        return result
+    with ExitStack() as stack:
+        quiet, busy, floor = _start(context, stack)
+        os.kill(busy.pid, signal.SIGSTOP)
+        stack.callback(os.kill, busy.pid, signal.SIGCONT)
+        found = _latencies(context, quiet, busy, floor)
+    for name, seen in found.items():
+        result.figures += [
+            figure(f"{name}, p50", [one.p50_ms for one in seen], "ms"),
+            figure(f"{name}, p99", [one.p99_ms for one in seen], "ms"),
+        ]
+    p99 = {name: [one.p99_ms for one in seen] for name, seen in found.items()}
+    result.goals += [
+        ratio("p99, enginegate busy / quiet", p99["busy"], p99["quiet"], bound=1.5, guard=6.0),
+        ratio(
+            "p99, bare floor beside a busy one / alone",
+            p99["floor beside busy"],
+            p99["floor"],
+            bound=1.5,
+            guard=100.0,  # it says what the machine adds, not what we do
+        ),
+    ]
+    return result
+
+
+def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
+    running, rows = context.pick(300, 30), context.pick(100_000, 2_000)
+    farm = servers.free_ports_in_a_row(running)
+    command = [sys.executable, "-m", "bench.http.engine_farm", str(farm), str(running)]
+    folder = context.directory
+    stack.enter_context(servers.process(command, port=farm, directory=folder))
+    context.progress(f"two fleets of {rows:,} engines")
+    large = partial(_large, context, farm=farm, running=running, rows=rows)
+    quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
+    busy = stack.enter_context(large("busy", sweep_every_s=2.0, snapshot_every_s=2.0))
+    floor = stack.enter_context(servers.bare_protocol(folder))
+    return quiet.target, busy, floor
+
+
+@contextmanager
+def _large(
+    context: Context,
+    name: str,
+    *,
+    farm: int,
+    running: int,
+    rows: int,
+    sweep_every_s: float,
+    snapshot_every_s: float,
+) -> Iterator[Busy]:
+    port, key, admin_key = servers.free_port(), new_platform_key(), new_admin_key()
+    home = context.directory / name
+    command = [
+        sys.executable, "-m", "bench.http.large_gate", str(home), "--port", str(port),
+        "--farm", str(farm), "--running", str(running), "--rows", str(rows), "--key", key,
+        "--admin-key", admin_key, "--sweep-every-s", str(sweep_every_s),
+        "--snapshot-every-s", str(snapshot_every_s),
+    ]  # fmt: skip
+    with servers.process(command, port=port, directory=context.directory) as pid:
+        target = servers.admits(name, port, key, user="user0")
+        yield Busy(target, pid, f"http://127.0.0.1:{port}", admin_key)
+
+
+def _latencies(
+    context: Context, quiet: Target, busy: Busy, floor: Target
+) -> dict[str, list[Latency]]:
+    """Measure each in turn; a server that is not measured is frozen."""
+    rates = {
+        one.name: SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
+        for one in (quiet, floor)
+    }
+    found: dict[str, list[Latency]] = {}
+
+    def load(name: str, target: Target, rate: float, *, beside_busy: bool) -> float:
+        with _awake(busy) if beside_busy else nullcontext():
+            seen = open_load.run(target, rate=rate, seconds=context.pick(6, 1))
+        found.setdefault(name, []).append(seen)
+        return seen.p99_ms
+
+    ours, theirs = rates[quiet.name], rates[floor.name]
+    interleaved(
+        {
+            "quiet": partial(load, "quiet", quiet, ours, beside_busy=False),
+            "busy": partial(load, "busy", busy.target, ours, beside_busy=True),
+            "floor": partial(load, "floor", floor, theirs, beside_busy=False),
+            "floor beside busy": partial(
+                load, "floor beside busy", floor, theirs, beside_busy=True
+            ),
+        },
+        rounds=context.pick(7, 1),
+        progress=context.progress,
+    )
+    return found
+
+
+@contextmanager
+def _awake(busy: Busy) -> Iterator[None]:
+    """Let the busy gate do its work, with everybody who looks at it."""
+    os.kill(busy.pid, signal.SIGCONT)
+    command = [sys.executable, "-m", "bench.http.onlookers", busy.url, busy.admin_key]
+    onlookers = subprocess.Popen(command, cwd=ROOT)
+    try:
+        yield
+        assert onlookers.poll() is None, "whoever looks at the gate gave up"
+    finally:
+        onlookers.terminate()
+        onlookers.wait()
+        os.kill(busy.pid, signal.SIGSTOP)

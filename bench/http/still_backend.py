@@ -1,0 +1,78 @@
+"""A backend whose engines are there already: for what the server itself costs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+
+from enginegate.backends.base import (
+    BackendEvent,
+    Connection,
+    EngineSpec,
+    Observation,
+    Presence,
+    Usage,
+)
+
+
+class StillBackend:
+    """Shows `running` as running and `stopped` as stopped, and does what it is told in no time."""
+
+    name = "still"
+
+    def __init__(self, *, running: Collection[str], stopped: Collection[str]) -> None:
+        self._seen = dict.fromkeys(stopped, Presence.STOPPED) | dict.fromkeys(
+            running, Presence.RUNNING
+        )
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ping(self) -> bool:
+        return True
+
+    def url(self, spec: EngineSpec) -> str:
+        return f"http://127.0.0.1:{spec.port}"
+
+    async def start(self, spec: EngineSpec) -> None:
+        self._seen[spec.engine_id] = Presence.RUNNING
+
+    async def stop(self, engine_id: str, *, grace_s: float) -> None:  # noqa: ARG002 - the protocol's
+        self._seen[engine_id] = Presence.STOPPED
+
+    async def pause(self, engine_id: str) -> None:
+        self._seen[engine_id] = Presence.PAUSED
+
+    async def unpause(self, engine_id: str) -> None:
+        self._seen[engine_id] = Presence.RUNNING
+
+    async def reconnect(self, engine_id: str) -> None: ...
+
+    async def destroy(self, engine_id: str) -> None:
+        self._seen.pop(engine_id, None)
+
+    async def remove_orphan(self, engine_id: str) -> None:
+        self._seen.pop(engine_id, None)
+
+    async def inspect(self, engine_id: str) -> Observation:
+        presence = self._seen.get(engine_id, Presence.ABSENT)
+        return Observation(engine_id=engine_id, presence=presence)
+
+    async def list(self) -> Sequence[Observation]:
+        return [Observation(engine_id=one, presence=seen) for one, seen in self._seen.items()]
+
+    async def logs(self, engine_id: str, *, lines: int) -> Sequence[str]:  # noqa: ARG002
+        return []
+
+    async def trim_logs(self) -> None: ...
+
+    async def usage(self, engine_id: str) -> Usage:  # noqa: ARG002
+        return Usage()
+
+    async def connections(self, engine_id: str, *, port: int) -> Sequence[Connection]:  # noqa: ARG002
+        return []
+
+    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None: ...
+
+    async def watch(self) -> AsyncIterator[BackendEvent]:
+        await asyncio.Event().wait()
+        yield BackendEvent(kind="resync")
