@@ -30,6 +30,7 @@ ORPHANS_MIN = 3
 ORPHANS_SHARE = 0.05
 STOP_GRACE_S = 30.0
 
+IN_SERVICE = (Status.RUNNING, Status.SLEEPING)
 UP = (Presence.RUNNING, Presence.PAUSED)
 Act = Callable[[str], Awaitable[None]]
 DOWN = (Presence.STOPPED, Presence.ABSENT)
@@ -75,7 +76,7 @@ class Recovery:
             by_id = {one.engine_id: one for one in seen}
             for live in list(self.ground.registry.engines.values()):
                 one = by_id.get(live.engine.engine_id) or _absent(live)
-                adopted += one.presence in UP
+                adopted += self._adopt(live, one)
                 if live.engine.status is Status.SLEEPING and one.presence is Presence.STOPPED:
                     self._down_asleep.add(live.engine.engine_id)  # as it was left, for all we know
                 await self._meet(live, one)
@@ -139,6 +140,13 @@ class Recovery:
             return None
 
     # One engine
+
+    def _adopt(self, live: LiveEngine, seen: Observation) -> bool:
+        """Note an engine that went on without us; return whether it did."""
+        survived = live.engine.status in IN_SERVICE and seen.presence in UP
+        if survived:
+            self.ground.registry.note("adopt", live=live, presence=seen.presence.value)
+        return survived
 
     async def _meet(self, live: LiveEngine, listed: Observation) -> None:
         """Settle an engine; a listing that speaks against its row is old, so look again first."""
