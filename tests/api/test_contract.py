@@ -7,23 +7,28 @@ One class per section. What belongs to one module alone is tested beside it:
 
 import asyncio
 import re
+import threading
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+import msgspec
 import pytest
 
 from enginegate import admission
 from enginegate.api.problems import STATUS
-from enginegate.backends.base import Connection
+from enginegate.audit import ALL_ACTIONS
+from enginegate.backends.base import Connection, Presence
 from enginegate.config import EngineSettings, Idle, Ports, Restart
+from enginegate.keys import digest_hex
 from enginegate.lifecycle import verbs
 from enginegate.model import Status
 from tests.api.conftest import OpenGate
 from tests.api.provocations import BY_CODE, internal_error, payload_too_large, quota_exceeded
 from tests.api.rig import ADMIN, PATIENCE_S, Gate, admitted, code, reach, refused, until
-from tests.fakes import Hang
+from tests.fakes import FakeEngine, Hang
 
 EIGHT = {
     "engine_id",
@@ -1348,6 +1353,87 @@ class TestSection24Verbs:
             assert (answer["lease_s"], answer["lease_until"]) == (0, None)
 
 
+class TestSection24Concurrency:
+    """Simultaneous callers of verbs on one engine."""
+
+    @pytest.mark.parametrize(
+        ("first", "second", "ends"),
+        [
+            ("stop", "start", "running"),
+            ("sleep", "stop", "stopped"),
+            ("rotate-key", "sleep", "sleeping"),
+            ("start", "stop", "stopped"),
+        ],
+    )
+    async def test_a_conflicting_verb_waits_its_turn(
+        self, gate: Gate, first: str, second: str, ends: str
+    ) -> None:
+        """The second begins when the first is over, and both are answered as usual."""
+        hang, call = await begin(gate, first)
+        other = gate.spawn(gate.post(f"/engines/ann/{second}"))
+        await gate.durable()
+        assert not other.done()
+        hang.release()
+
+        assert call is not None
+        assert (await call).status_code == 200
+        assert (await other).status_code == 200
+        assert await state_of(gate) == ends
+
+    @pytest.mark.parametrize("work", ["start", "stop", "sleep", "rotate-key"])
+    async def test_joiners_share_the_result(self, gate: Gate, work: str) -> None:
+        """All get the very same answer, out of one piece of work."""
+        hang, call = await begin(gate, work)
+        others = [gate.spawn(gate.post(f"/engines/ann/{work}")) for _ in range(3)]
+        await gate.durable()
+        hang.release()
+
+        assert call is not None
+        answer = await call
+        assert answer.status_code == 200
+        assert {(await other).text for other in others} == {answer.text}
+        action = work.replace("-", "_")
+        assert len(await gate.audit(action=action)) == 1
+
+    @pytest.mark.parametrize("work", ["start", "stop", "sleep", "rotate-key"])
+    async def test_joiners_share_an_error_too(self, gate: Gate, work: str) -> None:
+        """Nobody is told that it worked, and nobody tries a second time."""
+        await reach(gate, AT_WORK[work][0])
+        gate.backend.fail(AT_WORK[work][1], nth=1)
+        answers = await asyncio.gather(*(gate.post(f"/engines/ann/{work}") for _ in range(3)))
+
+        assert {(one.status_code, code(one)) for one in answers} == {(502, "BACKEND_ERROR")}
+        assert len({one.text for one in answers}) == 1
+
+    async def test_two_destroys_are_one(self, gate: Gate) -> None:
+        """Both callers hear that it is gone."""
+        made = await gate.engine()
+        answers = await asyncio.gather(*(gate.call("DELETE", "/engines/ann") for _ in range(3)))
+
+        expected = {"status": "destroyed", "engine_id": made["engine_id"]}
+        assert [one.json() for one in answers] == [expected] * 3
+        assert gate.backend.count("destroy") == 1
+
+    @pytest.mark.parametrize(("verb", "state"), [("stop", "running"), ("sleep", "running")])
+    async def test_a_backend_that_does_not_answer_costs_the_deadline_at_most(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch, verb: str, state: str
+    ) -> None:
+        """Then the caller is told so, the state is as before, and the failure is audited."""
+        monkeypatch.setattr(verbs, "STOP_GRACE_S", 0.02)
+        monkeypatch.setattr(verbs, "SLACK_S", 0.02)
+        monkeypatch.setattr(verbs, "PAUSE_S", 0.02)
+        await begin(gate, verb)
+        answer = await gate.post(f"/engines/ann/{verb}")  # joins the one that hangs
+
+        assert (answer.status_code, code(answer)) == (503, "BACKEND_UNAVAILABLE")
+        assert await state_of(gate) == state
+        assert (await gate.audit(action=verb))[0]["outcome"] == "failed"
+
+    async def test_deadlines_are_those_of_the_contract(self) -> None:
+        """A stop is answered within 30 + 5 s, whatever the backend does."""
+        assert (verbs.STOP_GRACE_S, verbs.SLACK_S) == (30, 5)
+
+
 class TestSection25StatusMetricsAudit:
     """What an operator and a product may look at."""
 
@@ -1545,6 +1631,191 @@ class TestSection25StatusMetricsAudit:
             assert key not in text
 
 
+ACTIONS = {
+    *("provision", "start", "stop", "sleep", "wake", "destroy", "rotate_key", "health_check"),
+    *("health_failed", "auto_restart_start", "auto_restart_success", "auto_restart_failed"),
+    *("auto_restart_gave_up", "restarts_suspended", "policy_register", "policy_update"),
+    *("product_delete", "rotate_platform_key", "admit_denied", "sleep_vetoed", "adopt"),
+    *("orphan_removed", "recovered"),
+}
+
+
+class TestSection25Trail:
+    """Which entry there is for what."""
+
+    def test_actions_are_those_that_are_promised(self) -> None:
+        """A filter for one of them is never in vain, and nothing else comes up."""
+        assert ALL_ACTIONS == ACTIONS
+
+    async def test_a_whole_life_is_in_the_trail(self, gate: Gate) -> None:
+        """Each verb is one entry, by its caller, with how long it took."""
+        await gate.engine()
+        for verb in ("sleep", "start", "stop", "start", "rotate-key"):
+            await gate.post(f"/engines/ann/{verb}")
+        await gate.post("/engines/ann/sleep")
+        await admitted(gate, auto_wake=True)
+        await gate.call("DELETE", "/engines/ann")
+        entries = (await gate.audit(user_id="ann"))[::-1]
+
+        assert [entry["action"] for entry in entries] == [
+            *("provision", "sleep", "start", "stop", "start", "rotate_key", "sleep", "wake"),
+            "destroy",
+        ]
+        assert {(entry["actor"], entry["outcome"]) for entry in entries} == {("demo", "ok")}
+        assert all(entry["duration_ms"] >= 0 for entry in entries)
+
+    async def test_products_are_in_the_trail(self, gate: Gate) -> None:
+        """What an operator does is the act of `admin`."""
+        made = await gate.product("other")
+        road = f"/products/{made['product_id']}"
+        await gate.admin("PUT", f"{road}/policy", {"policy": {}})
+        await gate.admin("POST", f"{road}/rotate-platform-key")
+        await gate.admin("DELETE", road)
+        entries = (await gate.audit())[:4]
+
+        assert [entry["action"] for entry in entries] == [
+            *("product_delete", "rotate_platform_key", "policy_update", "policy_register"),
+        ]
+        assert {entry["actor"] for entry in entries} == {"admin"}
+        assert {entry["product_id"] for entry in entries} == {made["product_id"]}
+
+    async def test_health_checks_are_noted_when_they_turn(self, gate: Gate) -> None:
+        """From ok to failing and back, once each; the good probe after a boot is no entry."""
+        await gate.engine()
+        for healthy in (True, True, False, False, True, True):
+            gate.fake().healthy = healthy
+            await gate.health.sweep()
+        entries = (await gate.audit(action="health_check"))[::-1]
+        assert [entry["outcome"] for entry in entries] == ["failed", "ok"]
+
+        gate.fake().healthy = False
+        await gate.health.sweep()
+        await gate.post("/engines/ann/stop")
+        gate.fake().healthy = True
+        await gate.post("/engines/ann/start")
+        await gate.health.sweep()
+        assert len(await gate.audit(action="health_check")) == 3
+
+    async def test_a_restart_is_told_step_by_step(self, open_gate: OpenGate) -> None:
+        """Failed, tried, failed again, tried again, and back; then given up."""
+        async with open_gate(restart=Restart(max_attempts=2, backoff_max_s=10)) as gate:
+            gate.run_loops()
+            await gate.engine()
+            gate.backend.fail("start")
+            gate.backend.crash(gate.live().engine.engine_id)
+            await gate.pass_time(35)  # ten seconds of health, and the count starts anew
+            gate.backend.fail("start", times=None)
+            gate.backend.crash(gate.live().engine.engine_id)
+            await gate.pass_time(40)
+            entries = (await gate.audit(user_id="ann", actor="system"))[::-1]
+
+        assert [(entry["action"], entry["metadata"].get("attempt")) for entry in entries] == [
+            ("health_failed", None),
+            ("auto_restart_start", 1),
+            ("auto_restart_failed", 1),
+            ("auto_restart_start", 2),
+            ("auto_restart_success", 2),
+            ("health_failed", None),
+            ("auto_restart_start", 1),
+            ("auto_restart_failed", 1),
+            ("auto_restart_start", 2),
+            ("auto_restart_failed", 2),
+            ("auto_restart_gave_up", None),
+        ]
+
+    async def test_a_failed_boot_carries_the_last_fifty_lines(self, gate: Gate) -> None:
+        """What the engine said last, without the keys it may have said."""
+        await reach(gate, "stopped")
+        engine_id, key = gate.live().engine.engine_id, gate.live().api_key
+        gate.backend.world.logs[engine_id] = [f"line {n} {key}" for n in range(80)]
+        gate.backend.fail("start")
+        await gate.post("/engines/ann/start")
+        entry = (await gate.audit(action="start"))[0]
+
+        assert entry["outcome"] == "failed"
+        assert entry["metadata"]["log"] == [f"line {n} sk-eg-***" for n in range(30, 80)]
+
+    async def test_vetoes_are_coalesced(self, gate: Gate) -> None:
+        """An engine that stays busy leaves an entry a minute, not one a look."""
+        gate.run_loops()
+        await gate.policy(idle_sleep_s=10)
+        await gate.engine()
+        gate.fake().busy = True
+        await gate.pass_time(60)
+        entries = await gate.audit(action="sleep_vetoed")
+
+        assert [(entry["outcome"], entry["metadata"]["signal"]) for entry in entries] == [
+            ("denied", "busy")
+        ]
+        assert len((await gate.get("/engines/ann/activity")).json()["vetoes"]) > 1
+
+    async def test_denials_are_told_apart_by_product_and_reason(self, gate: Gate) -> None:
+        """One entry for each in ten seconds, however many there were."""
+        other = (await gate.product("other"))["platform_api_key"]
+        for _ in range(3):
+            await refused(gate)
+            await gate.post("/engines/ann/admit", {}, key=other)
+        await gate.policy(rate_limit_rpm=0)
+        for _ in range(3):
+            await gate.admit()
+        entries = await gate.audit(action="admit_denied")
+
+        told = {(entry["actor"], entry["metadata"]["reason"]) for entry in entries}
+        assert told == {
+            ("demo", "engine_not_found"),
+            ("other", "engine_not_found"),
+            ("demo", "rate_limited"),
+        }
+        assert len(entries) == 3
+
+    async def test_a_restart_of_the_gate_is_in_the_trail(self, open_gate: OpenGate) -> None:
+        """Each engine that was adopted, and what had to be put right."""
+        async with open_gate() as before:
+            for user_id in ("ann", "bob", "carl"):
+                await before.engine(user_id)
+            await before.post("/engines/bob/sleep")
+            await before.post("/engines/carl/stop")
+            gone = before.fake("bob")
+        gone.presence = Presence.RUNNING  # thawed while nobody looked
+        async with open_gate(after=before) as gate:
+            await gate.durable()
+            adopted = await gate.audit(action="adopt")
+            assert {entry["user_id"] for entry in adopted} == {"ann", "bob"}
+            put_right = await gate.audit(action="recovered")
+            assert {entry["user_id"] for entry in put_right} == {"bob", None}
+            assert gate.fake("bob").presence == "paused"
+
+    async def test_a_shared_outage_is_in_the_trail(self, gate: Gate) -> None:
+        """So many at once are not each at fault; nobody is restarted, and it is said."""
+        for number in range(6):
+            await gate.engine(f"u{number}")
+            gate.fake(f"u{number}").healthy = False
+        for _ in range(gate.config.health.max_failures):
+            await gate.health.sweep()
+
+        assert (await gate.get("/status")).json()["by_status"]["running"] == 6
+        assert (await gate.audit(action="restarts_suspended"))[0]["metadata"] == {"engines": 6}
+
+    async def test_orphans_go_after_a_grace_and_are_in_the_trail(self, gate: Gate) -> None:
+        """An engine without a row is removed, its data is not."""
+        made = await gate.engine()
+        gate.backend.world.engines["stray"] = FakeEngine(gate.fake().spec)
+        gate.backend.world.engines["stray"].spec = msgspec.structs.replace(
+            gate.fake().spec, engine_id="stray", port=9900
+        )
+        gate.backend.world.volumes["stray"] = {}
+        for _ in range(2):
+            await gate.recovery.compare()
+            await gate.clock.advance(59)
+        assert not await gate.audit(action="orphan_removed")
+        await gate.clock.advance(2)
+        await gate.recovery.compare()
+
+        assert len(await gate.audit(action="orphan_removed")) == 1
+        assert set(gate.backend.world.engines) == {made["engine_id"]}
+        assert "stray" in gate.backend.world.volumes
+
+
 class TestSection26Products:
     """What an operator does with products."""
 
@@ -1696,6 +1967,60 @@ class TestSection26Products:
         assert (await gate.get("/engines")).status_code == 200
 
 
+class TestSection26Keys:
+    """The key of a product."""
+
+    async def test_only_the_digest_of_a_platform_key_is_kept(
+        self, gate: Gate, tmp_path: Path
+    ) -> None:
+        """What is on disk opens nothing."""
+        key = (await gate.product("other"))["platform_api_key"]
+        written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+        assert key.encode() not in written
+        assert digest_hex(key).encode() in written
+
+    async def test_a_rotation_without_overlap_stops_the_old_key_at_once(self, gate: Gate) -> None:
+        """With one, both work until it is over; then the new one alone."""
+        await gate.engine()
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        road = f"/products/{product_id}/rotate-platform-key"
+        answer = await gate.admin("POST", road)
+        assert set(answer.json()) == {"product_id", "platform_api_key"}
+        assert (await gate.admit()).status_code == 401
+        first, gate.key = gate.key, answer.json()["platform_api_key"]
+        await admitted(gate)
+
+        second, gate.key = (
+            gate.key,
+            (await gate.admin("POST", road, {"overlap_s": 2.5})).json()["platform_api_key"],
+        )
+        await gate.clock.advance(2.4)
+        for key in (second, gate.key):
+            assert (await gate.post("/engines/ann/admit", key=key)).status_code == 200
+        await gate.clock.advance(0.2)
+        assert (await gate.post("/engines/ann/admit", key=second)).status_code == 401
+        assert (await gate.post("/engines/ann/admit", key=first)).status_code == 401
+        await admitted(gate)
+
+    async def test_a_deletion_stops_the_key_before_the_engines_are_gone(self, gate: Gate) -> None:
+        """The answer comes when they are, counts them, and the slug is free again."""
+        await gate.engine("ann")
+        await gate.engine("bob")
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        hang = gate.backend.hang("destroy")
+        deleting = gate.spawn(gate.admin("DELETE", f"/products/{product_id}"))
+        await hang.reached.wait()
+        assert code(await gate.admit()) == "INVALID_PLATFORM_KEY"
+        assert (await gate.get("/engines")).status_code == 401
+        assert not deleting.done()
+        hang.release()
+
+        assert (await deleting).json()["engines_destroyed"] == 2
+        assert not gate.backend.world.engines
+        await gate.product("demo")
+
+
 class TestSection27Errors:
     """Every non-2xx has one shape and a code from one table."""
 
@@ -1807,3 +2132,148 @@ class TestSection28Health:
             assert code(await gate.admin(method, path, body)) == "SHUTTING_DOWN", path
         assert (await gate.get("/engines/ann")).status_code == 200
         await admitted(gate)
+
+
+class TestSection3EnginesSide:
+    """How a key reaches an engine; the rest needs real processes."""
+
+    async def test_recreate_replaces_the_process_and_nothing_else(self, gate: Gate) -> None:
+        """Another life on the same volume, port and name, which knows the new key alone."""
+        made = await gate.engine()
+        life, volume = gate.fake().life, gate.backend.world.volumes[made["engine_id"]]
+        key = (await gate.post("/engines/ann/rotate-key")).json()["api_key"]
+
+        assert gate.fake().life != life
+        assert gate.fake().key_file == (digest_hex(key),)
+        assert (await gate.get("/engines/ann")).json()["url"] == made["url"]
+        assert gate.backend.world.volumes[made["engine_id"]] is volume
+
+    async def test_the_old_one_comes_back_if_the_new_one_does_not_get_healthy(
+        self, gate: Gate
+    ) -> None:
+        """The old key stays valid, the engine stays up, the answer is an error."""
+        made = await gate.engine()
+        hang = gate.backend.hang("start", after=True)
+        call = gate.spawn(gate.post("/engines/ann/rotate-key"))
+        await hang.reached.wait()
+        gate.fake().healthy = False
+        hang.release()
+        again = gate.backend.hang("start", nth=1)
+        while not again.reached.is_set():
+            await gate.clock.advance(1)
+        gate.fake().healthy = True
+        again.release()
+        answer = await gate.settled(call)
+
+        assert (answer.status_code, code(answer)) == (504, "BOOT_TIMEOUT")
+        assert gate.fake().key_file == (digest_hex(made["api_key"]),)
+        assert (await admitted(gate))["engine"]["api_key"] == made["api_key"]
+
+    async def test_live_overlaps_for_as_long_as_configured(self, open_gate: OpenGate) -> None:
+        """New and old are in the file, the same process goes on, and then the old is dropped."""
+        engine = EngineSettings(rotate_mode="live", key_overlap_s=60)
+        async with open_gate(engine=engine) as gate:
+            made = await gate.engine()
+            life = gate.fake().life
+            key = (await gate.post("/engines/ann/rotate-key")).json()["api_key"]
+            both = (digest_hex(key), digest_hex(made["api_key"]))
+            assert gate.fake().key_file == both
+            await gate.clock.advance(59)
+            await gate.recovery.drop_old_keys()
+            assert gate.fake().key_file == both
+            await gate.clock.advance(1)
+            await gate.recovery.drop_old_keys()
+
+            assert gate.fake().key_file == both[:1]
+            assert gate.fake().life == life
+
+    async def test_a_live_rotation_makes_nobody_wait(self, open_gate: OpenGate) -> None:
+        """There is no downtime to wait for."""
+        async with open_gate(engine=EngineSettings(rotate_mode="live")) as gate:
+            await gate.engine()
+            hang = gate.backend.hang("put_key")
+            gate.spawn(gate.post("/engines/ann/rotate-key"))
+            await hang.reached.wait()
+
+            assert (await admitted(gate))["waited_ms"] == 0
+
+
+class TestSection5Durability:
+    """What an answer means; crashes and files are shown by the end-to-end tests."""
+
+    @pytest.mark.parametrize("verb", ["stop", "sleep", "rotate-key", "destroy", "policy", "start"])
+    async def test_an_answer_waits_for_the_disk_and_so_does_every_reader(
+        self, gate: Gate, monkeypatch: pytest.MonkeyPatch, verb: str
+    ) -> None:
+        """Until the sync is done, nothing of the change is told or shown to anybody."""
+        await reach(gate, "stopped" if verb == "start" else "running")
+        before = (await gate.get("/engines/ann")).text
+        policy = (await gate.admin("GET", "/products")).text
+        trail = await gate.audit()
+        disk, slow = threading.Event(), gate.journal.append
+
+        def append(*args: Any, **more: Any) -> int:
+            disk.wait(PATIENCE_S)
+            return slow(*args, **more)
+
+        monkeypatch.setattr(gate.journal, "append", append)
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        call = gate.spawn(
+            gate.call("DELETE", "/engines/ann")
+            if verb == "destroy"
+            else gate.admin("PUT", f"/products/{product_id}/policy", {"policy": {"max_engines": 1}})
+            if verb == "policy"
+            else gate.post(f"/engines/ann/{verb}")
+        )
+        await asyncio.wait([call], timeout=0.1)
+        assert not call.done()
+        assert (await gate.get("/engines/ann")).text == before
+        assert (await gate.admin("GET", "/products")).text == policy
+        answer = await gate.client.get("/audit", headers=ADMIN)
+        assert answer.json()["entries"] == trail
+        disk.set()
+
+        assert (await call).status_code == 200
+
+    async def test_what_was_answered_is_there_after_a_restart(self, open_gate: OpenGate) -> None:
+        """Rows, keys, policies and trail, as they were; running engines were not restarted."""
+        async with open_gate() as before:
+            await before.policy(max_engines=9)
+            for user_id in ("ann", "bob", "carl"):
+                await before.engine(user_id)
+            await before.post("/engines/bob/sleep")
+            await before.post("/engines/carl/stop")
+            rows = (await before.get("/engines")).json()
+            keys = [(await before.get(f"/engines/{u}")).json()["api_key"] for u in ("ann", "bob")]
+            trail = await before.audit()
+            lives = {one.spec.engine_id: one.life for one in before.backend.world.engines.values()}
+        async with open_gate(after=before) as gate:
+            assert (await gate.get("/engines")).json() == rows
+            again = [(await gate.get(f"/engines/{u}")).json()["api_key"] for u in ("ann", "bob")]
+            assert again == keys
+            assert (await gate.audit())[-len(trail) :] == trail
+            policy = (await gate.admin("GET", "/products")).json()["products"][0]["policy"]
+            assert policy == {"max_engines": 9}
+            now = {one.spec.engine_id: one.life for one in gate.backend.world.engines.values()}
+            assert now == lives
+
+    async def test_a_failed_sync_is_final_until_a_restart(
+        self, open_gate: OpenGate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every change answers 503, admits of running engines go on, `/health` says so."""
+        async with open_gate() as before:
+            await before.engine()
+            before.journal.fail("told to")
+            for call in (
+                before.post("/engines/ann/sleep"),
+                before.post("/engines/provision", {"user_id": "bob"}),
+                before.admin("POST", "/products/register", {"slug": "x", "display_name": "X"}),
+            ):
+                answer = await call
+                assert (answer.status_code, code(answer)) == (503, "STORAGE_UNAVAILABLE")
+            await admitted(before)
+            health = (await before.client.get("/health")).json()
+            assert (health["status"], health["subsystems"]["journal"]) == ("degraded", "failed")
+            assert (await before.admin("GET", "/status")).json()["journal"] == "failed"
+        async with open_gate(after=before) as gate:
+            assert (await gate.post("/engines/ann/sleep")).status_code == 200
