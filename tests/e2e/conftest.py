@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def remains(directory: Path) -> list[int]:
     ]
 
 
+def engine_processes(directory: Path) -> dict[str, int]:
+    """Return the pid of each engine process of a served directory, by engine id."""
+    mark = str(directory / "data" / "engines")
+    found = {}
+    for stat in processes():
+        environ = read_environ(stat.pid)
+        leader = stat.leads_session
+        if not stat.over and leader and environ.get("ENGINE_DATA_DIR", "").startswith(mark):
+            found[environ["ENGINE_ID"]] = stat.pid
+    return found
+
+
 class Cli:
     """Runs `enginegate` in a directory, without what the tester's own environment holds."""
 
@@ -73,18 +86,22 @@ class Cli:
 
 
 class Server:
-    """A served data directory. `stop` ends it, `close` destroys its engines before."""
+    """A served data directory. `stop` ends it, `close` destroys its engines before.
 
-    def __init__(self, directory: Path) -> None:
+    `settings` is TOML that is added to the configuration, `variables` to the environment.
+    """
+
+    def __init__(self, directory: Path, settings: str = "", **variables: str) -> None:
         self.directory = directory
         self.admin_key = new_admin_key()
         first = free_ports()
         ports = f"min = {first}\nmax = {first + ENGINE_PORTS - 1}\n"
-        (directory / "config.toml").write_text(f"[ports]\n{ports}")
+        (directory / "config.toml").write_text(f"[ports]\n{ports}{settings}")
         self.cli = Cli(
             directory,
             ENGINEGATE_ADMIN_KEY=self.admin_key,
             ENGINEGATE_MASTER_KEY=new_master_key(),
+            **variables,
         )
         self.url = ""
 
@@ -111,6 +128,30 @@ class Server:
             self.process.send_signal(number)
         return self.process.wait(60)
 
+    def product(self, slug: str, **policy: Any) -> httpx.Client:
+        """Register a product; return a client that calls as it, `key` in its headers."""
+        asked = {"slug": slug, "display_name": slug.title(), "policy": policy}
+        made = self.admin("POST", "/products/register", json=asked).json()
+        headers = {"X-Platform-Key": made["platform_api_key"]}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+
+    def admin(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"X-Admin-Key": self.admin_key}
+        answer = httpx.request(
+            method, f"{self.url}{path}", headers=headers, timeout=PATIENCE_S, **more
+        )
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    def audit(self, **query: Any) -> list[dict[str, Any]]:
+        """Return the trail of the whole fleet, oldest first."""
+        entries: list[dict[str, Any]] = self.admin("GET", "/audit", params=query).json()["entries"]
+        return entries[::-1]
+
+    def data_of(self, engine_id: str) -> Path:
+        """Return the directory that is the engine's own."""
+        return self.directory / "data" / "engines" / engine_id
+
     def close(self) -> None:
         """End it with its engines; it must end well."""
         if self.process.poll() is None:
@@ -121,6 +162,17 @@ class Server:
         assert remains(self.directory / "data") == []
 
 
+@contextmanager
+def serving(directory: Path, settings: str = "", **variables: str) -> Iterator[Server]:
+    """Serve a directory with these settings, and leave nothing running behind."""
+    server = Server(directory, settings, **variables)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
@@ -129,16 +181,12 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that the tests of a module share."""
-    server = Server(tmp_path_factory.mktemp("served"))
-    server.start()
-    yield server
-    server.close()
+    with serving(tmp_path_factory.mktemp("served")) as server:
+        yield server
 
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server for one test, which may end it as it likes."""
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.close()
+    with serving(tmp_path) as server:
+        yield server

@@ -1,0 +1,55 @@
+"""An engine with whims, for tests: what it does is in its version and in files of its data.
+
+Version `lab:deaf` never opens its port, `lab:quits` exits at once. Any other answers each
+request with the bytes of the file `whim`, where a test wrote one, and goes on for ever
+with spaces where there is a file `endless`; else it is well. It says which paths were asked.
+"""
+
+import os
+import socketserver
+import sys
+import time
+from pathlib import Path
+
+DATA = Path(os.environ["ENGINE_DATA_DIR"])
+WELL = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
+
+
+def say(line: str) -> None:
+    os.write(2, line.encode() + b"\n")
+
+
+class Answer(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        request = self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        say(f"asked {request.split()[1].decode()}")
+        whim = DATA / "whim"
+        try:
+            self.wfile.write(whim.read_bytes() if whim.exists() else WELL)
+            while (DATA / "endless").exists():
+                self.wfile.write(b" " * 1000)
+                time.sleep(0.01)
+        except OSError:
+            pass  # whoever asked had enough
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def main() -> int:
+    version = os.environ["ENGINE_VERSION"]
+    for number in range(60):
+        say(f"{version} says {number}")
+    if version == "lab:quits":
+        return 3
+    if version == "lab:deaf":
+        time.sleep(600)
+    Server(("127.0.0.1", int(os.environ["PORT"])), Answer).serve_forever()
+    return 0
+
+
+sys.exit(main())
