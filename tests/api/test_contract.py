@@ -1,8 +1,34 @@
-"""Section 2 of the contract, sentence by sentence, through the HTTP API.
+"""The contract, sentence by sentence: sections 1, 2, 3 and 5 through the HTTP API in memory.
 
-One class per section. What belongs to one module alone is tested beside it:
-`test_auth` (keys), `test_events` (the stream), `test_exposition` (Prometheus text),
-`test_body` (what is refused as a request), `test_hot_path` (the short road).
+One class per section, and for a long one, one per topic. Where each section is shown:
+
+1   states             here
+2   HTTP API           here; one module's own matters beside it: `test_auth` (keys), `test_events`
+                       (the stream), `test_exposition` (Prometheus text), `test_body` (what is
+                       refused as a request), `test_hot_path` (the short road), `test_openapi`
+3   the engine's side  tests/e2e/test_contract_engines_side.py (real processes), key rotation here
+5   durability         tests/e2e/test_contract_durability.py, tests/e2e/test_kill.py (kill -9 amid
+                       mixed verbs), tests/journal (files, damage, power loss); answers here
+6   configuration      tests/e2e/test_contract_configuration.py, tests/core/test_config.py
+7   command line       tests/e2e/test_contract_command_line.py, tests/e2e/test_cli.py, test_demo.py
+
+Across sections: tests/e2e/test_crowd.py (many at once, clients that leave), test_failing_engines.py
+(crashes, illness, boots that come to nothing), test_secrecy.py (no key anywhere), and
+tests/service (the same promises where only a clock and a fake backend can show them).
+
+What cannot be shown here:
+
+- Only containers (tests/backends/test_docker.py, test_container.py, test_docker_daemon.py): names,
+  labels, networks, restart policy and limits, `url_mode`, pulls outside the boot time-out and an
+  image that cannot be had, digests in the trail, a daemon that is away, `die` and other events,
+  containers changed behind our back, lost volumes, `put_key` into a stopped container.
+- Only full disks and failing or lying syncs (tests/journal): the reserve for stop and destroy,
+  writing that resumes by itself, a sync that is never retried, power loss, tmpfs and network
+  file systems. What the API says meanwhile is here.
+- Only an inherited socket and the HTTP edge: a restart under load that fails no request, 431,
+  408, and connection limits belong to the tests of the edge.
+- Pool, deep sleep (`stop_after_s`, memory tiers) and `idle simulate`: their keys and the empty
+  `pool` of `/status` are here, what they do is shown where they are made.
 """
 
 import asyncio
