@@ -16,7 +16,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from enginegate.clock import Clock
-from enginegate.errors import GateError, RateLimitedError
+from enginegate.errors import (
+    EngineAlreadyRunningError,
+    EngineNotRunningError,
+    GateError,
+    RateLimitedError,
+)
 from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle, OvertakenError
 from enginegate.model import Outcome, Status
@@ -229,12 +234,15 @@ class Admission:
         """Take the outcome of work that is over; None = look again.
 
         A boot or wake that failed has failed for everyone who waited for it. A
-        failed rotation or sleep leaves an engine to look at.
+        failed rotation or sleep leaves an engine to look at, and so does a start
+        that found, when its turn came, nothing to do.
         """
         try:
             await at_work.join()
         except OvertakenError:
             return Refused("engine_destroying", SOON_S)
+        except (EngineAlreadyRunningError, EngineNotRunningError):
+            return None
         except GateError:
             if at_work.verb in ACTION_OF:
                 raise

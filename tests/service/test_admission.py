@@ -9,6 +9,7 @@ from enginegate.admission import Admitted, Refused
 from enginegate.errors import (
     BackendFailedError,
     BootTimeoutError,
+    EngineAlreadyRunningError,
     PortExhaustionError,
     QuotaExceededError,
     RateLimitedError,
@@ -294,6 +295,24 @@ async def test_a_joined_start_is_called_started(gate: Any) -> None:
     hang.release()
     assert (await waiter).action == "started"
     await starting
+
+
+async def test_a_start_that_finds_the_engine_running_is_no_answer_to_an_admit(gate: Any) -> None:
+    """A start that waited behind the wake is refused; the admit that waited is let in."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.sleep(live, actor="acme")
+    hang = gate.backend.hang("unpause")
+    admits = [asyncio.create_task(gate.admit(owner, auto_wake=True))]
+    await settle()
+    start = asyncio.create_task(gate.lifecycle.start(live, version=None, actor="acme"))
+    admits += [asyncio.create_task(gate.admit(owner)) for _ in range(5)]
+    await settle()
+    hang.release()
+    answers = await asyncio.gather(*admits)
+    assert all(isinstance(answer, Admitted) for answer in answers)
+    with pytest.raises(EngineAlreadyRunningError):
+        await start
 
 
 async def test_denials_are_audited_at_most_once_in_ten_seconds(gate: Any, clock: Any) -> None:
