@@ -57,13 +57,18 @@ class Index:
         return old
 
     def records(self) -> list[SnapshotRecord]:
-        """Return the durable state as records that `restore` understands."""
+        """Return the durable state as records that `restore` understands.
+
+        None where nothing ever happened: a first start that is killed before its snapshot
+        has its name leaves a segment that says there was nothing to lose.
+        """
         now_ms = self._clock.wall_ms()
         products = list(self.products.values())
+        retired = self.retired.counters(RETIRED, now_ms)
         return [
             *(live.product for live in products),
             *(live.tally.counters(live.product.product_id, now_ms) for live in products),
-            self.retired.counters(RETIRED, now_ms),
+            *([] if retired == Counters(product_id=RETIRED) else [retired]),
             *(live.engine for live in self.engines.values()),
         ]
 
