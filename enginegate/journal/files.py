@@ -158,6 +158,12 @@ def discard(storage: Storage, path: Path) -> None:
         log.warning("%s stays behind: %s", path, error.strerror or error)
 
 
+def clear_leftovers(storage: Storage, directory: Path) -> None:
+    """Remove the files that a crash left under temporary names."""
+    for name in listing(storage, directory).temporary:
+        discard(storage, directory / name)
+
+
 def _refuse_disk(path: Path) -> NoReturn:
     raise JournalFailed(
         "what was written and synced reads back differently; the disk cannot be trusted",

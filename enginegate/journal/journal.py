@@ -25,12 +25,13 @@ from enginegate.journal import frames
 from enginegate.journal.archive import Archive
 from enginegate.journal.failures import JournalFailed, JournalFull
 from enginegate.journal.files import (
+    clear_leftovers,
     discard,
     filesystem_warnings,
-    listing,
     segment_name,
     snapshot_name,
 )
+from enginegate.journal.inherited import keep
 from enginegate.journal.opening import take
 from enginegate.journal.payloads import (
     SEGMENT,
@@ -91,7 +92,7 @@ class Journal:
         self._snapshot_after = snapshot_after_bytes
         self._lock_fd: int | None = lock_fd
         self._position = recovered.position
-        self._ends = recovered.ends
+        self._ends, self._last = recovered.ends, recovered.last
         self._archive = Archive(storage, directory)
         self._segment: Segment | None = None
         self._full = False
@@ -174,21 +175,20 @@ class Journal:
         """Write the state into a fresh snapshot and segment; from here on facts can be appended.
 
         Pages read back after a crash may never have reached the disk, and the old segment may
-        have a torn end: so nothing is ever appended to a file of an earlier process. `key_id`
-        names another master key, when the records were sealed anew. Raises JournalFull,
-        JournalFailed.
+        end torn: nothing is ever appended to a file of an earlier process. `key_id` names
+        another master key, for records that were sealed anew. Raises JournalFull, JournalFailed.
         """
         assert self._segment is None, "begun already"
         self._demand_usable()
         self._key_id = key_id or self._key_id
         state = list(records)
         with self._writing:
-            for name in listing(self._storage, self.directory).temporary:
-                discard(self._storage, self.directory / name)
+            clear_leftovers(self._storage, self.directory)
             at = self._position
             path = self._make_snapshot(state, at)
             try:
                 segment = self._create_segment(genesis=self.fresh and not state)
+                keep(self._storage, self._last)
                 self._publish(segment)
             except BaseException:
                 discard(self._storage, path.with_name(path.name + ".tmp"))

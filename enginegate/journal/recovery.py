@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+from zlib import crc32
 
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
 from enginegate.journal.files import EX_CONFIG, Entry, listing, read_whole
 from enginegate.journal.frames import Finding, Frame, Link
+from enginegate.journal.inherited import Inherited
 from enginegate.journal.payloads import (
     SEGMENT,
     FileHeader,
@@ -68,6 +70,7 @@ class Content(NamedTuple):
     size: int
     position: Position
     tear: Tear | None
+    check: int = 0  # of the last segment alone: the CRC-32 of its bytes up to `end`
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Recovered:
     tail: list[tuple[int, AnyFact]] = field(default_factory=list)
     ends: list[tuple[Path, int]] = field(default_factory=list)
     tear: Tear | None = None
+    last: Inherited | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -195,6 +199,8 @@ def _replay(
         state.instance, state.key_id = content.header.instance, content.header.key_id
         state.position, state.tear = content.position, content.tear
         state.tail += content.facts
+        if following is None:
+            state.last = Inherited(directory / entry.name, content.end, content.check)
         if content.size > content.end:
             state.ends.append((directory / entry.name, content.end))
 
@@ -231,7 +237,8 @@ def read_segment(
     if following:
         _check_reaches(content, following, path)
         return content
-    return content._replace(tear=_tail(data, path, content, first.crc, drop_suspect=drop_suspect))
+    tear = _tail(data, path, content, first.crc, drop_suspect=drop_suspect)
+    return content._replace(tear=tear, check=crc32(data[: content.end]))
 
 
 def _segment_header(data: bytes, path: Path, entry: Entry) -> tuple[FileHeader, Frame]:

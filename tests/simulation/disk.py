@@ -13,6 +13,7 @@ import errno
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from tests.fakes import SimulatedCrash
@@ -72,7 +73,7 @@ def _sectors(data: bytes, offset: int) -> list[tuple[int, bytes]]:
     """Cut a write where the disk's sectors begin."""
     first = SECTOR_BYTES - offset % SECTOR_BYTES
     cuts = [0, *range(first, len(data), SECTOR_BYTES), len(data)]
-    return [(offset + a, data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [(offset + a, data[a:b]) for a, b in pairwise(cuts) if a < b]
 
 
 @dataclass

@@ -238,11 +238,12 @@ class Life:
         found = [encoded(fact) for _, fact in reversed([*journal.history()])]
         past = self.past
         durable = found[: len(past.facts)]
-        lost = next((n for n, (a, b) in enumerate(zip(past.facts, durable)) if a != b), None)
-        lost = len(durable) if lost is None and len(durable) < len(past.facts) else lost
+        same = 0
+        while same < len(durable) and durable[same] == past.facts[same]:
+            same += 1
         demand(
-            lost is None,
-            f"fact {lost} of {len(past.facts)} was lost or changed, {len(found)} were found",
+            same == len(past.facts),
+            f"fact {same + 1} of {len(past.facts)} was lost or changed, {len(found)} were found",
         )
         more = found[len(past.facts) :]
         demand(

@@ -127,6 +127,6 @@ def _end(coroutine: Any) -> None:
     for _ in range(CLOSES_MAX):
         try:
             coroutine.close()
-        except BaseException:  # noqa: BLE001, S112 - what the dead say on their way is not heard
+        except BaseException:  # noqa: BLE001 - what the dead say on their way is not heard
             continue
         return

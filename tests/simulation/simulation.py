@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from enginegate.backends.base import Presence
-from enginegate.config import Boot, Config, EngineSettings, Health, Idle, Ports, Restart
+from enginegate.config import Audit, Boot, Config, EngineSettings, Health, Idle, Ports, Restart
 from enginegate.journal import JournalFull
 from enginegate.journal.inspect import verify
 from enginegate.keys import digest_hex
@@ -54,6 +54,20 @@ REFUSALS = frozenset(
 
 Learn = Callable[[dict[str, Any]], dict[Cell, Any] | None]
 """What a 200 tells of the cells: a value each; a cell left out stays open; None: no change."""
+
+Claims = dict[Cell, tuple[Any, ...]]
+"""The values that a call may give to cells; none where it only tells of one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller sends, what it may change, and what an answer would tell."""
+
+    method: str
+    path: str
+    body: Any
+    claims: Claims
+    learn: Learn
 
 
 @dataclass
@@ -101,6 +115,7 @@ class Simulation:
         self.wall_jump_s = 0.0
         self.now_s = 1000.0
         self.config = Config(
+            audit=Audit(retention_days=36_500),  # the wall clock jumps by years
             ports=Ports(min=9001, max=dice.choice((9004, 9012))),
             boot=Boot(timeout_s=20),
             health=Health(interval_s=dice.choice((5, 30)), timeout_s=2, max_failures=3),
@@ -189,13 +204,13 @@ class Simulation:
 
         body = {"slug": slug, "display_name": slug.title(), "policy": _plain(policy)}
         claims = {cells.identity: (ANY,), cells.key: (ANY,), cells.policy: (policy,)}
-        self._admin("POST", "/products/register", body, claims, learn)
+        self._admin(Request("POST", "/products/register", body, claims, learn))
 
     def _set_policy(self, slug: str, _: str) -> None:
         cell, policy = self.oracle.products[slug].policy, self._some_policy()
         path = f"/products/{self._known(slug) or 'none'}/policy"
         body = {"policy": _plain(policy)}
-        self._admin("PUT", path, body, {cell: (policy,)}, lambda _: {cell: policy})
+        self._admin(Request("PUT", path, body, {cell: (policy,)}, lambda _: {cell: policy}))
 
     def _some_policy(self) -> Policy:
         dice = self.dice
@@ -214,19 +229,19 @@ class Simulation:
 
         path = f"/products/{self._known(slug) or 'none'}/rotate-platform-key"
         body = {"overlap_s": self.dice.choice((0, 0, 10))}
-        self._admin("POST", path, body, {cell: (ANY,)}, learn)
+        self._admin(Request("POST", path, body, {cell: (ANY,)}, learn))
 
     def _delete_product(self, slug: str, _: str) -> None:
         if self.dice.random() < 0.5:
             return
         product = self.oracle.products[slug]
         cells = [product.identity, product.key, product.policy]
-        claims: dict[Cell, tuple[Any, ...]] = dict.fromkeys(cells, (GONE,))
+        claims: Claims = dict.fromkeys(cells, (GONE,))
         for user in USERS:
             one = self.oracle.users[slug, user]
             claims |= {one.identity: (GONE,), one.key: (GONE,), one.status: ("destroying", GONE)}
         path = f"/products/{self._known(slug) or 'none'}"
-        self._admin("DELETE", path, None, claims, lambda _: dict.fromkeys(claims, GONE))
+        self._admin(Request("DELETE", path, None, claims, lambda _: dict.fromkeys(claims, GONE)))
 
     def _provision(self, slug: str, user: str) -> None:
         one = self.oracle.users[slug, user]
@@ -239,7 +254,7 @@ class Simulation:
             return {one.identity: told["engine_id"], one.key: key, one.status: "running"}
 
         claims = {one.identity: (ANY,), one.key: (ANY,), one.status: BOOTING}
-        self._product(slug, "POST", "/engines/provision", body, claims, learn)
+        self._product(slug, Request("POST", "/engines/provision", body, claims, learn))
 
     def _admit(self, slug: str, user: str) -> None:
         one, dice = self.oracle.users[slug, user], self.dice
@@ -250,7 +265,7 @@ class Simulation:
             body["wait_s"] = dice.choice((0, 0.5, 5))
         if dice.random() < 0.1:
             body["verify"] = True
-        claims: dict[Cell, tuple[Any, ...]] = {one.identity: (), one.key: ()}
+        claims: Claims = {one.identity: (), one.key: ()}
         claims[one.status] = ("running", "failed") if wake else ("running",) if touch else ()
         if provision:
             claims |= {one.identity: (ANY,), one.key: (ANY,), one.status: BOOTING}
@@ -264,7 +279,7 @@ class Simulation:
             key = digest_hex(engine["api_key"])
             return {one.identity: engine["engine_id"], one.key: key, one.status: "running"}
 
-        self._product(slug, "POST", f"/engines/{user}/admit", body, claims, learn)
+        self._product(slug, Request("POST", f"/engines/{user}/admit", body, claims, learn))
 
     def _promise(self, engine_id: str, lease_s: float) -> None:
         assert self.life is not None
@@ -275,7 +290,7 @@ class Simulation:
         one = self.oracle.users[slug, user]
         path = f"/engines/{user}/touch"
         claims = {one.status: ("running",)}
-        self._product(slug, "POST", path, None, claims, lambda _: {one.status: "running"})
+        self._product(slug, Request("POST", path, None, claims, lambda _: {one.status: "running"}))
 
     def _verb(self, slug: str, user: str, verb: str, *may: Any, ends: str) -> None:
         one = self.oracle.users[slug, user]
@@ -286,7 +301,7 @@ class Simulation:
             body = {"engine_version": self.dice.choice(VERSIONS)}
         claims = {one.status: may}
         path = f"/engines/{user}/{verb}"
-        self._product(slug, "POST", path, body, claims, lambda _: {one.status: ends})
+        self._product(slug, Request("POST", path, body, claims, lambda _: {one.status: ends}))
 
     def _start(self, slug: str, user: str) -> None:
         self._verb(slug, user, "start", "running", "failed", ends="running")
@@ -305,72 +320,53 @@ class Simulation:
             return {one.identity: told["engine_id"], one.key: key, one.status: "running"}
 
         claims = {one.identity: (), one.key: (ANY,), one.status: ("running", "failed")}
-        self._product(slug, "POST", f"/engines/{user}/rotate-key", None, claims, learn)
+        self._product(slug, Request("POST", f"/engines/{user}/rotate-key", None, claims, learn))
 
     def _destroy(self, slug: str, user: str) -> None:
         one = self.oracle.users[slug, user]
         claims = {one.identity: (GONE,), one.key: (GONE,), one.status: ("destroying", GONE)}
         path = f"/engines/{user}"
-        self._product(slug, "DELETE", path, None, claims, lambda _: dict.fromkeys(claims, GONE))
+        self._product(
+            slug, Request("DELETE", path, None, claims, lambda _: dict.fromkeys(claims, GONE))
+        )
 
     def _look(self, slug: str, user: str) -> None:
         paths = (f"/engines/{user}", "/engines", "/status", "/metrics", "/audit?limit=5")
         path = self.dice.choice((*paths, f"/engines/{user}/activity"))
-        self._product(slug, "GET", path, None, {}, lambda _: {})
+        self._product(slug, Request("GET", path, None, {}, lambda _: {}))
 
-    def _admin(
-        self, method: str, path: str, body: Any, claims: dict[Cell, tuple[Any, ...]], learn: Learn
-    ) -> None:
-        self._send(method, path, body, {"x-admin-key": ADMIN_KEY}, claims, learn)
+    def _admin(self, request: Request) -> None:
+        self._send(request, {"x-admin-key": ADMIN_KEY})
 
-    def _product(
-        self,
-        slug: str,
-        method: str,
-        path: str,
-        body: Any,
-        claims: dict[Cell, tuple[Any, ...]],
-        learn: Learn,
-    ) -> None:
+    def _product(self, slug: str, request: Request) -> None:
         key = self.keys.get(slug)
         if key is None or self.dice.random() < 0.1:
-            headers = {"x-admin-key": ADMIN_KEY, "x-product": slug}
-            self._send(method, path, body, headers, claims, learn, of=slug)
+            self._send(request, {"x-admin-key": ADMIN_KEY, "x-product": slug}, of=slug)
             return
-        call = self._send(method, path, body, {"x-platform-key": key}, claims, learn, of=slug)
+        call = self._send(request, {"x-platform-key": key}, of=slug)
         call.key_cell, call.key_hash = self.oracle.products[slug].key, digest_hex(key)
         call.surely_valid = self._surely_valid(call)
 
     def _surely_valid(self, call: Call) -> bool:
         return call.key_cell is not None and call.key_cell.allowed() == {call.key_hash}
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        headers: dict[str, str],
-        claims: dict[Cell, tuple[Any, ...]],
-        learn: Learn,
-        of: str = "",
-    ) -> Call:
+    def _send(self, request: Request, headers: dict[str, str], *, of: str = "") -> Call:
         assert self.life is not None
-        writes = {cell: cell.begin(*values) for cell, values in claims.items()}
-        text = f"{method} {path} {of} {json.dumps(body) if body else ''}".strip()
-        call = Call(text, self.life.loop.time(), writes, learn)
+        writes = {cell: cell.begin(*values) for cell, values in request.claims.items()}
+        body = json.dumps(request.body) if request.body else ""
+        text = f"{request.method} {request.path} {of} {body}".strip()
+        call = Call(text, self.life.loop.time(), writes, request.learn)
         self.report.calls += 1
         self._note(text)
-        call.task = self.life.spawn(self._ask(call, method, path, body, headers), text)
+        call.task = self.life.spawn(self._ask(call, request, headers), text)
         self.calls.append(call)
         return call
 
-    async def _ask(
-        self, call: Call, method: str, path: str, body: Any, headers: dict[str, str]
-    ) -> None:
+    async def _ask(self, call: Call, request: Request, headers: dict[str, str]) -> None:
         assert self.life is not None
         if self.life.app is None:
             await asyncio.sleep(0.01)  # it does not listen yet
-        status, told = await ask(self.life.app, method, path, body, headers)
+        status, told = await ask(self.life.app, request, headers)
         self.calls.remove(call)
         self.report.answered += 1
         code = "" if status == 200 else told["error"]["code"]
@@ -644,16 +640,14 @@ def _plain(policy: Policy) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(policy, name)) is not None}
 
 
-async def ask(
-    app: Any, method: str, path: str, body: Any, headers: dict[str, str]
-) -> tuple[int, dict[str, Any]]:
+async def ask(app: Any, request: Request, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
     """Make one request of an ASGI application in memory; return status and JSON."""
-    path, _, query = path.partition("?")
+    path, _, query = request.path.partition("?")
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": method,
+        "method": request.method,
         "path": path,
         "raw_path": path.encode(),
         "query_string": query.encode(),
@@ -664,7 +658,7 @@ async def ask(
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
     sent: list[dict[str, Any]] = []
-    content = b"" if body is None else json.dumps(body).encode()
+    content = b"" if request.body is None else json.dumps(request.body).encode()
     messages = [{"type": "http.request", "body": content, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -699,7 +693,7 @@ def simulate(seed: int, steps: int = 200) -> Report:
         try:
             with seeded_bytes(seed):
                 return simulation.run(steps)
-        except BaseException as error:
+        except Exception as error:
             trace = simulation.report.trace
             told = "\n".join(trace[-TRACE_LINES:])
             raise Violation(
