@@ -28,6 +28,7 @@ ACTIONS: dict[type[f.Fact], str] = {
     f.PolicyChanged: "policy_update",
     f.PlatformKeyRotated: "rotate_platform_key",
     f.ProductDeleted: "product_delete",
+    f.Claimed: "provision",
     f.Slept: "sleep",
     f.Woken: "wake",
     f.Stopped: "stop",

@@ -72,6 +72,15 @@ class Provisioned(EngineFact, frozen=True, kw_only=True, tag="engine.provisioned
     key_hash: str
 
 
+class Claimed(EngineFact, frozen=True, kw_only=True, tag="engine.claimed"):
+    """A user got an engine that was booted in advance; it runs."""
+
+    port: int
+    engine_version: str
+    sealed_key: str
+    key_hash: str
+
+
 class Booted(EngineFact, frozen=True, kw_only=True, tag="engine.booted"):
     """The engine answered healthy. `via` is `provision`, `start` or `auto_restart`."""
 
@@ -164,6 +173,22 @@ class Destroyed(EngineFact, frozen=True, kw_only=True, tag="engine.destroyed"):
     pass
 
 
+class SpareBegun(Fact, frozen=True, kw_only=True, tag="pool.begun"):
+    """Intent: an engine without a user, its port and its key exist from here on."""
+
+    engine_id: str
+    port: int
+    engine_version: str
+    sealed_key: str
+    key_hash: str
+
+
+class SpareRemoved(Fact, frozen=True, kw_only=True, tag="pool.removed"):
+    """Nobody claimed it, and it is gone with its data."""
+
+    engine_id: str
+
+
 class Noted(Fact, frozen=True, kw_only=True, tag="audit.noted"):
     """An entry for the audit trail that changes no state."""
 
@@ -181,6 +206,7 @@ AnyFact = (
     | ProductDeletionBegun
     | ProductDeleted
     | Provisioned
+    | Claimed
     | Booted
     | Slept
     | Woken
@@ -196,5 +222,7 @@ AnyFact = (
     | KeyRotationFailed
     | DestroyBegun
     | Destroyed
+    | SpareBegun
+    | SpareRemoved
     | Noted
 )

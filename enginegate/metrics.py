@@ -70,6 +70,8 @@ def kind_of(fact: f.AnyFact) -> str | None:
     match fact:
         case f.Booted():
             return _KIND_OF_BOOT[fact.via]
+        case f.Claimed():
+            return "provision"
         case f.Failed():
             return "crash" if fact.during == "running" else None
         case f.Woken():

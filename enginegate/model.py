@@ -88,6 +88,17 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     reason: str = ""
 
 
+class Spare(Struct, frozen=True, kw_only=True, tag_field="t", tag="spare"):
+    """An engine booted in advance: it has everything but a user."""
+
+    engine_id: str
+    port: int
+    engine_version: str
+    sealed_key: str
+    key_hash: str
+    created_at_ms: int
+
+
 class Sample(Struct, frozen=True, array_like=True):
     """One counted happening: when, what kind, and how long it took (None: no duration)."""
 
@@ -105,5 +116,5 @@ class Counters(Struct, frozen=True, kw_only=True, tag_field="t", tag="counters")
     samples: tuple[Sample, ...] = ()
 
 
-SnapshotRecord = Product | Engine | Counters
+SnapshotRecord = Product | Engine | Spare | Counters
 """What a snapshot of the fleet consists of; a snapshot is a sequence of these."""

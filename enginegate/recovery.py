@@ -36,6 +36,7 @@ Act = Callable[[str], Awaitable[None]]
 DOWN = (Presence.STOPPED, Presence.ABSENT)
 
 _HALF_WAY: Final = (Status.PROVISIONING, Status.DESTROYING)
+_UNFIT_FOR_A_USER: Final = ("exited", "paused", "removed")
 _STEADY: Final[Mapping[Status, Presence]] = {
     Status.RUNNING: Presence.RUNNING,
     Status.SLEEPING: Presence.PAUSED,
@@ -100,7 +101,8 @@ class Recovery:
             if event.kind == "resync":
                 await self.compare()
             elif live is None:
-                continue
+                if event.kind in _UNFIT_FOR_A_USER:
+                    self.ground.registry.spares.withdraw(event.engine_id)  # the pool replaces it
             elif event.kind == "exited" and live.running:
                 live.exit_seen = True
                 if live.operation is None:
@@ -289,8 +291,7 @@ class Recovery:
         strangers = {
             one.engine_id
             for one in seen
-            if one.presence is not Presence.ABSENT
-            and self.ground.registry.ahead(one.engine_id) is None
+            if one.presence is not Presence.ABSENT and not self.ground.registry.knows(one.engine_id)
         }
         self._orphans = {one: self._orphans.get(one, now) for one in strangers}
         due = [one for one, since in self._orphans.items() if now - since >= ORPHAN_GRACE_S]

@@ -33,6 +33,7 @@ from enginegate.keys import Keyring
 from enginegate.lifecycle import Lifecycle, Operations, Products
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine, SnapshotRecord
+from enginegate.pool import Pool
 from enginegate.ports import PortMap
 from enginegate.probe import Probe
 from enginegate.recovery import Recovery
@@ -135,6 +136,7 @@ class Server:
             parts = Parts(ground, self.secrets, spawn)
             await parts.recovery.at_start()
             parts.idle.plan_all()
+            parts.pool.at_start()
             loops = [spawn(work, name) for name, work in parts.loops(journal)]
             gc.collect()
             gc.freeze()
@@ -166,6 +168,7 @@ class Server:
             if not ended:
                 services.phase.name = "stopping"
                 services.registry.trail.end_all()
+                parts.pool.stop()
                 grace_s = self.config.server.shutdown_grace_s
                 ended.append(parts.spawn(operations.close(grace_s), "shutdown"))
             http.should_exit = True
@@ -208,6 +211,7 @@ class Parts:
         self.products = Products(registry=registry, lifecycle=self.lifecycle, clock=clock)
         self.health = HealthLoop(ground, self.lifecycle)
         self.idle = IdleLoop(ground, self.lifecycle, spawn=spawn)
+        self.pool = Pool(ground, self.lifecycle)
         self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
         self.admission = Admission(
             registry=registry,
@@ -226,6 +230,7 @@ class Parts:
             health=self.health,
             clock=clock,
             started_at=clock.now(),
+            pool=self.pool.state,
         )
 
     def loops(self, journal: Journal) -> list[tuple[str, Coroutine[Any, Any, None]]]:
@@ -235,6 +240,7 @@ class Parts:
             ("watch", self.recovery.watch_forever()),
             ("restarts", self.health.restart_forever()),
             ("idle", self.idle.run_forever()),
+            ("pool", self.pool.run_forever()),
             ("compare", self.recovery.compare_forever()),
             ("logs", self.recovery.trim_logs_forever()),
             ("ticks", self._tick_forever()),

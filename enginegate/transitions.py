@@ -20,6 +20,7 @@ STOPPED, FAILED, DESTROYING = Status.STOPPED, Status.FAILED, Status.DESTROYING
 
 EngineChange = (
     f.Provisioned
+    | f.Claimed
     | f.Booted
     | f.Slept
     | f.Woken
@@ -47,6 +48,7 @@ _STARTABLE: dict[Status | None, Status | None] = {
 
 TABLE: dict[type[f.EngineFact], dict[Status | None, Status | None]] = {
     f.Provisioned: {None: PROVISIONING},
+    f.Claimed: {None: RUNNING},
     f.Booted: {
         PROVISIONING: RUNNING,
         SLEEPING: RUNNING,
@@ -109,26 +111,30 @@ def evolve(engine: Engine | None, fact: EngineChange) -> Engine | None:
         after = TABLE[type(fact)][before]
     except KeyError:
         raise IllegalTransitionError(fact, before) from None
-    if isinstance(fact, f.Provisioned):
-        return _born(fact)
+    if isinstance(fact, f.Provisioned | f.Claimed):
+        assert after is not None
+        return _born(fact, after)
     if after is None:
         return None
     assert engine is not None
     return _changed(engine, after, fact)
 
 
-def _born(fact: f.Provisioned) -> Engine:
+def _born(fact: f.Provisioned | f.Claimed, status: Status) -> Engine:
+    up_since_ms = fact.at_ms if status is RUNNING else None
     return Engine(
         engine_id=fact.engine_id,
         product_id=fact.product_id,
         user_id=fact.user_id,
-        status=PROVISIONING,
+        status=status,
         port=fact.port,
         engine_version=fact.engine_version,
         sealed_key=fact.sealed_key,
         key_hash=fact.key_hash,
         created_at_ms=fact.at_ms,
         changed_at_ms=fact.at_ms,
+        healthy_at_ms=up_since_ms,
+        booted_at_ms=up_since_ms,
     )
 
 
@@ -171,7 +177,9 @@ def _changed(  # noqa: C901 - one flat case per fact, none of them branches
             return replace(engine, pending_key=None)
         case f.DestroyBegun():
             return replace(engine, restart_at_ms=None)
-        case f.Provisioned() | f.Destroyed():  # pragma: no cover - evolve has answered these
+        case (
+            f.Provisioned() | f.Claimed() | f.Destroyed()
+        ):  # pragma: no cover - evolve has answered these
             raise AssertionError(fact)
         case _:
             assert_never(fact)

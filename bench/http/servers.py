@@ -14,10 +14,10 @@ import httpx
 from msgspec import Struct
 
 from bench.results import ROOT
-from enginegate.cli.sandbox import ENGINE_PORTS, free_ports
 from enginegate.keys import new_admin_key, new_master_key
 
 PATIENCE_S = 30.0
+ENGINE_PORTS = 100
 USER = "user-1"
 NO_KEY = "pk-eg-0123456789012345678901234567890123456789012"  # as long as a real one
 UVICORN = (
@@ -164,7 +164,7 @@ class Gate:
 @contextmanager
 def enginegate(directory: Path, *, config: str = "", **env: str) -> Iterator[Gate]:
     """Serve enginegate as its users do; whatever engines it has go at the end."""
-    port, first = free_port(), free_ports()
+    port, first = free_port(), free_ports_in_a_row(ENGINE_PORTS)
     home = directory / f"gate-{port}"
     home.mkdir()
     (home / "config.toml").write_text(

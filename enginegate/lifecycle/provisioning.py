@@ -4,12 +4,18 @@ import asyncio
 from uuid import uuid4
 
 from enginegate import facts as f
-from enginegate.errors import EngineAlreadyExistsError, PolicyDeniedError, QuotaExceededError
+from enginegate.errors import (
+    EngineAlreadyExistsError,
+    PolicyDeniedError,
+    QuotaExceededError,
+    StorageUnavailableError,
+)
 from enginegate.keys import digest_hex, new_engine_key
 from enginegate.lifecycle.boot import exhausted
 from enginegate.lifecycle.ground import Ground
-from enginegate.lifecycle.operations import Operations
+from enginegate.lifecycle.operations import Operations, Work
 from enginegate.lifecycle.starting import Starter
+from enginegate.model import Spare
 from enginegate.policy import image_allowed, quota_left
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
@@ -52,19 +58,60 @@ class Provisioning:
             await self.ground.registry.flushed()  # refuse only for engines that really came to be
         if user_id in owner.taken:
             return None
-        fact = self._provisioned(owner, user_id, version, actor)
         operation = self.operations.operation("provision", actor=actor, params=None, holds=True)
-        recorded = self.ground.registry.record(fact)
+        spare = self.ground.registry.spares.take(version)
+        if spare is None:
+            fact = self._provisioned(owner, user_id, version, actor)
+            recorded = self.ground.registry.record(fact)
+            work = self._booting(fact.engine_id, recorded, actor)
+        else:
+            work = self._claiming(spare, self._claim(owner, user_id, spare, actor))
         owner.boots[user_id] = operation
+        self.operations.launch(operation, work, lambda: self._leave_boot(owner, user_id))
+        return operation
 
+    def _booting(self, engine_id: str, recorded: "asyncio.Future[int]", actor: str) -> Work:
         async def work(_: Operation) -> LiveEngine:
             await asyncio.shield(recorded)
-            live = self.ground.registry.engines[fact.engine_id]
+            live = self.ground.registry.engines[engine_id]
             await self.starter.boot(live, via="provision", actor=actor)
             return live
 
-        self.operations.launch(operation, work, lambda: self._leave_boot(owner, user_id))
-        return operation
+        return work
+
+    def _claiming(self, spare: Spare, recorded: "asyncio.Future[int]") -> Work:
+        async def work(_: Operation) -> LiveEngine:
+            try:
+                await asyncio.shield(recorded)
+            except StorageUnavailableError:
+                self.ground.registry.spares.offer(spare.engine_id)
+                raise
+            return self.ground.registry.engines[spare.engine_id]
+
+        return work
+
+    def _claim(
+        self, owner: LiveProduct, user_id: str, spare: Spare, actor: str
+    ) -> "asyncio.Future[int]":
+        """Record that the spare is the user's; without a journal it stays a spare."""
+        try:
+            return self.ground.registry.record(
+                f.Claimed(
+                    at_ms=self.ground.clock.wall_ms(),
+                    actor=actor,
+                    engine_id=spare.engine_id,
+                    product_id=owner.product.product_id,
+                    user_id=user_id,
+                    port=spare.port,
+                    engine_version=spare.engine_version,
+                    sealed_key=spare.sealed_key,
+                    key_hash=spare.key_hash,
+                    metadata={"from_pool": True},
+                )
+            )
+        except StorageUnavailableError:
+            self.ground.registry.spares.offer(spare.engine_id)
+            raise
 
     def _leave_boot(self, owner: LiveProduct, user_id: str) -> None:
         del owner.boots[user_id]

@@ -8,9 +8,10 @@ from msgspec.structs import replace
 from enginegate import facts as f
 from enginegate.clock import Clock
 from enginegate.metrics import Tally
-from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord
+from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord, Spare
 from enginegate.ports import PortMap
 from enginegate.registry.fleet import LiveEngine, LiveProduct
+from enginegate.registry.spares import Spares
 
 RETIRED = ""  # the product id under which a snapshot keeps the totals of deleted products
 
@@ -40,10 +41,11 @@ class Index:
         self.engines: dict[str, LiveEngine] = {}
         self.slugs: set[str] = set()  # those of queued registrations too
         self.retired = Tally()
+        self.spares = Spares()
         self._old_keys: dict[bytes, LiveProduct] = {}
         self._keyring = keyring
         self._clock = clock
-        self._url_of = url_of
+        self.url_of = url_of
         self._sleep_after_s = sleep_after_s
 
     def product_by_key(self, digest: bytes) -> LiveProduct | None:
@@ -70,6 +72,7 @@ class Index:
             *(live.tally.counters(live.product.product_id, now_ms) for live in products),
             *([] if retired == Counters(product_id=RETIRED) else [retired]),
             *(live.engine for live in self.engines.values()),
+            *self.spares.rows.values(),
         ]
 
     def restore(self, record: SnapshotRecord) -> None:
@@ -85,6 +88,9 @@ class Index:
                 self.ports.lease(record.port)
                 self.products[record.product_id].taken[record.user_id] = record.engine_id
                 self._add_engine(record)
+            case Spare():
+                self.ports.lease(record.port)
+                self.spares.add(record)
 
     def install(self, fact: f.AnyFact, after: Engine | None) -> None:
         """Make a durable fact visible; `after` is what it made of the engine's row."""
@@ -92,10 +98,25 @@ class Index:
             self._install_product(fact)
         elif isinstance(fact, f.EngineFact):
             self._install_engine(fact, after)
+        elif isinstance(fact, f.SpareBegun):
+            self.spares.add(
+                Spare(
+                    engine_id=fact.engine_id,
+                    port=fact.port,
+                    engine_version=fact.engine_version,
+                    sealed_key=fact.sealed_key,
+                    key_hash=fact.key_hash,
+                    created_at_ms=fact.at_ms,
+                )
+            )
+        elif isinstance(fact, f.SpareRemoved):
+            self.ports.release(self.spares.remove(fact.engine_id).port)
 
     def _install_engine(self, fact: f.EngineFact, after: Engine | None) -> None:
-        if isinstance(fact, f.Provisioned):
+        if isinstance(fact, f.Provisioned | f.Claimed):
             assert after is not None
+            if isinstance(fact, f.Claimed):
+                self.spares.remove(fact.engine_id)  # its port goes with it
             self._add_engine(after)
             return
         live = self.engines[fact.engine_id]
@@ -107,7 +128,7 @@ class Index:
             live.owner.roster.moved(before.status, after.status)
         if after.port != before.port:
             self.ports.release(before.port)
-            live.url = self._url_of(after)
+            live.url = self.url_of(after)
         if after.sealed_key != before.sealed_key:
             live.api_key = self._keyring.open(after.engine_id, after.sealed_key)
         if after.incarnation != before.incarnation:
@@ -126,7 +147,7 @@ class Index:
             engine,
             owner,
             api_key=self._keyring.open(engine.engine_id, engine.sealed_key),
-            url=self._url_of(engine),
+            url=self.url_of(engine),
         )
         live.operation = owner.boots.get(engine.user_id)
         self._set_lease(live)

@@ -73,6 +73,7 @@ class Registry:
         self.by_key = self.index.by_key
         self.engines = self.index.engines
         self.retired = self.index.retired
+        self.spares = self.index.spares
         self.listeners: list[Listener] = []
         self._writer: Writer | None = None
         self._status: Callable[[], str] = lambda: "ok"
@@ -103,6 +104,10 @@ class Registry:
             return self._ahead[engine_id]
         live = self.engines.get(engine_id)
         return live.engine if live else None
+
+    def knows(self, engine_id: str) -> bool:
+        """Return whether the engine has a row, a user's or a spare's, or is getting one."""
+        return self.ahead(engine_id) is not None or engine_id in self.spares.rows
 
     def counts(self, products: Iterable[LiveProduct]) -> dict[str, int]:
         """Return the number of engines in each of the six states."""
@@ -187,7 +192,10 @@ class Registry:
             case f.Provisioned():
                 self.ports.lease(fact.port)
                 self.products[fact.product_id].taken[fact.user_id] = fact.engine_id
-            case f.PortMoved():
+            case f.Claimed():
+                assert fact.engine_id in self.spares.rows
+                self.products[fact.product_id].taken[fact.user_id] = fact.engine_id
+            case f.PortMoved() | f.SpareBegun():
                 self.ports.lease(fact.port)
             case f.ProductRegistered():
                 self.index.slugs.add(fact.slug)
@@ -201,7 +209,9 @@ class Registry:
                 case f.Provisioned():
                     self.ports.release(fact.port)
                     del self.products[fact.product_id].taken[fact.user_id]
-                case f.PortMoved():
+                case f.Claimed():
+                    del self.products[fact.product_id].taken[fact.user_id]
+                case f.PortMoved() | f.SpareBegun():
                     self.ports.release(fact.port)
                 case f.ProductRegistered():
                     self.index.slugs.discard(fact.slug)

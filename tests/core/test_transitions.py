@@ -20,6 +20,7 @@ from enginegate.transitions import (
 EXPECTED = """
                     -             provisioning  running     sleeping    stopped     failed      destroying
 Provisioned         provisioning  .             .           .           .           .           .
+Claimed             running       .             .           .           .           .           .
 Booted              .             running       .           running     running     running     .
 Slept               .             .             sleeping    .           .           .           .
 Woken               .             .             .           running     .           .           .
@@ -42,6 +43,7 @@ FACTS: dict[str, EngineChange] = {
     type(fact).__name__: fact
     for fact in (
         f.Provisioned(**WHO, port=9001, engine_version="e:1", sealed_key="s", key_hash="h"),
+        f.Claimed(**WHO, port=9001, engine_version="e:1", sealed_key="s", key_hash="h"),
         f.Booted(**WHO, via="start"),
         f.Slept(**WHO, reason="idle"),
         f.Woken(**WHO),

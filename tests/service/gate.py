@@ -15,6 +15,7 @@ from enginegate.keys import Keyring, digest
 from enginegate.lifecycle import Lifecycle, Operations, Products
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Policy, SnapshotRecord
+from enginegate.pool import Pool
 from enginegate.ports import PortMap
 from enginegate.recovery import Recovery
 from enginegate.registry import LiveEngine, LiveProduct, Registry
@@ -115,6 +116,7 @@ class Gate:
         self.products = Products(registry=self.registry, lifecycle=self.lifecycle, clock=clock)
         self.health = HealthLoop(self.ground, self.lifecycle)
         self.idle = IdleLoop(self.ground, self.lifecycle, spawn=self.spawn)
+        self.pool = Pool(self.ground, self.lifecycle)
         self.recovery = Recovery(self.ground, self.lifecycle, self.products, self.health)
         self.admission = Admission(
             registry=self.registry,
@@ -176,6 +178,7 @@ class Gate:
         """Recover, then run what a server runs beside the requests."""
         await self.recovery.at_start()
         self.idle.plan_all()
+        self.pool.at_start()
         self.spawn(self.recovery.watch_forever())
         await settle()
 
@@ -184,6 +187,7 @@ class Gate:
         self.spawn(self.health.sweep_forever())
         self.spawn(self.health.restart_forever())
         self.spawn(self.idle.run_forever())
+        self.spawn(self.pool.run_forever())
         self.spawn(self.recovery.compare_forever())
         self.spawn(self.recovery.trim_logs_forever())
 
