@@ -1,6 +1,7 @@
 """Starts the servers that are compared, each as a process of its own, and ends them."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def admits(name: str, port: int, key: str = NO_KEY, user: str = USER) -> Target:
 
 def free_ports_in_a_row(count: int) -> int:
     """Return the first of some ports that nobody holds, below those the kernel gives out."""
-    for first in range(10_000, 32_000 - count, count):
+    starts = range(10_000, 32_000 - count, count)
+    for first in random.sample(starts, k=len(starts)):  # two servers must not share a range
         try:
             for port in range(first, first + count):
                 with socket.socket() as one:
