@@ -8,15 +8,12 @@ hand the rest to the next start, close the journal. Engines stay up.
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from typing import Any
-
-import uvicorn
 
 from enginegate.admission import Admission
 from enginegate.api.app import build
@@ -25,6 +22,7 @@ from enginegate.api.wire import encode_admit
 from enginegate.backends.base import Backend, EngineSpec
 from enginegate.clock import SystemClock
 from enginegate.config import Config, Secrets
+from enginegate.edge import HttpServer, Limits, listening
 from enginegate.facts import AnyFact
 from enginegate.health import HealthLoop
 from enginegate.idle import IdleLoop
@@ -42,12 +40,9 @@ from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 4096  # clients the kernel queues while a successor recovers
-KEEP_ALIVE_S = 75
 SECOND_S = 1.0
 SWITCH_S = 0.0005  # a thread at work (snapshot, history) makes the event loop wait no longer
 RETAIN_EVERY_S = 3600.0
-SYSTEMD_FIRST_FD = 3
 
 Ready = Callable[[str], None]
 """Told the URL, once, when requests are accepted."""
@@ -83,6 +78,7 @@ class Server:
         self._make_backend = backend or make_backend
         self.secrets = secrets
         self.clock = SystemClock()
+        self.inherited = False  # the listening socket, by who started us
 
     async def run(self, ready: Ready) -> None:
         """Do everything, in order; return when stopped cleanly."""
@@ -90,7 +86,11 @@ class Server:
         journal = Journal.open(self.config.data_path, key_id=keyring.key_id)
         async with AsyncExitStack() as closing:
             closing.callback(journal.close)
-            listener = closing.enter_context(_listener(self.config))
+            inherited = listening.inherited()
+            self.inherited = inherited is not None
+            address = self.config.server.host, self.config.server.port
+            listener = inherited or listening.bound(*address)
+            closing.enter_context(listener)
             probe = Probe(require_status_ok=self.config.health.require_status_ok)
             closing.push_async_callback(probe.close)
             backend = self._make_backend(self.config, journal.instance, probe)
@@ -147,56 +147,43 @@ class Server:
             await asyncio.wait([writing])
 
     async def _listen(self, parts: "Parts", listener: socket.socket, ready: Ready) -> None:
-        """Answer requests until told to stop, then finish what is at work."""
-        services, operations = parts.services, parts.operations
-        http = HttpServer(
-            uvicorn.Config(
-                build(services),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(self.config.server.shutdown_grace_s) + 1,
-            )
-        )
+        """Answer requests until told to stop, then finish what is at work.
+
+        With an inherited socket new clients wait for the successor, and those that are
+        here get every answer they would have got, changes included, until they have
+        gone. Without it there may be no successor: changes are refused at once.
+        """
+        services, grace_s = parts.services, self.config.server.shutdown_grace_s
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         ended: list[asyncio.Task[None]] = []
 
-        def stop() -> None:
+        def refuse_changes() -> None:
             if not ended:
                 services.phase.name = "stopping"
                 services.registry.trail.end_all()
                 parts.pool.stop()
-                grace_s = self.config.server.shutdown_grace_s
-                ended.append(parts.spawn(operations.close(grace_s), "shutdown"))
-            http.should_exit = True
+                ended.append(parts.spawn(parts.operations.close(grace_s), "shutdown"))
 
+        def stop() -> None:
+            http.stop()
+            if not self.inherited:
+                refuse_changes()
+
+        http = HttpServer(
+            build(services),
+            _limits(self.config),
+            grace_s=grace_s,
+            on_started=lambda: ready(url),
+            on_drained=refuse_changes,
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        host, port = listener.getsockname()[:2]
         services.phase.name = "serving"
-        http.on_started = lambda: ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await http.serve(sockets=[listener])
-        stop()
+        refuse_changes()
         await asyncio.wait(ended)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers, so that a stop ends with exit code 0."""
-
-    on_started: Callable[[], None] | None = None
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self.on_started:
-            self.on_started()
 
 
 class Parts:
@@ -352,21 +339,11 @@ def fold(
     return registry.snapshot()
 
 
-def _listener(config: Config) -> socket.socket:
-    """Return the listening socket: inherited from systemd, or bound here.
-
-    Bound early, so that a taken address is known before anything else is touched; it
-    listens only once uvicorn starts, so nobody is accepted too soon.
-    """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        return socket.socket(fileno=SYSTEMD_FIRST_FD)
-    host, port = config.server.host, config.server.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return bound
+def _limits(config: Config) -> Limits:
+    server = config.server
+    return Limits(
+        max_connections=server.max_connections,
+        max_header_bytes=server.max_header_bytes,
+        max_body_bytes=server.max_body_bytes,
+        request_timeout_s=server.request_timeout_s,
+    )

@@ -109,10 +109,13 @@ class Server:
         """Start it, again on its port; return when it says that it accepts requests."""
         port = self.url.rpartition(":")[2] or "0"
         with (self.directory / "out").open("wb") as out, (self.directory / "err").open("ab") as err:
-            self.process = self.cli.begin("serve", "--port", port, stdout=out, stderr=err)
+            self.process = self._begin("serve", "--port", port, stdout=out, stderr=err)
         said = eventually(self._said, "the server accepts requests")
         self.line = said
         self.url = self.cli.env["ENGINEGATE_URL"] = said.split(" on ")[1].split(" ")[0]
+
+    def _begin(self, *args: str, **options: Any) -> "subprocess.Popen[str]":
+        return self.cli.begin(*args, **options)
 
     def _said(self) -> str:
         assert self.process.poll() is None, self.log
