@@ -142,5 +142,5 @@ def test_a_restart_on_an_inherited_socket_fails_no_request(activated: Activated)
         load.restart_s,
     )
     assert load.failures == []
-    # On a machine with nothing else to do a restart takes less than two seconds.
-    assert load.slowest_s < max(SLOWEST_S, load.restart_s + 1)
+    # On a quiet machine a restart takes less than two seconds; what a busy one adds is its own.
+    assert load.slowest_s < load.restart_s + SLOWEST_S
