@@ -222,6 +222,8 @@ class Admission:
                 return self._restarting(live)
             case "sleep" if live is not None and waiting.calls_off_sleep:
                 live.extend_lease(self.clock.now())  # the freeze under way sees it and turns back
+            case "deepen" if not waiting.options.auto_wake:
+                return Refused("engine_sleeping")
             case _:
                 pass
         if not await waiting.settled(at_work):

@@ -30,6 +30,7 @@ ACTIONS: dict[type[f.Fact], str] = {
     f.ProductDeleted: "product_delete",
     f.Claimed: "provision",
     f.Slept: "sleep",
+    f.Deepened: "sleep",
     f.Woken: "wake",
     f.Stopped: "stop",
     f.RestartBegun: "auto_restart_start",

@@ -93,6 +93,17 @@ class Slept(EngineFact, frozen=True, kw_only=True, tag="engine.slept"):
     reason: str
 
 
+class Deepened(EngineFact, frozen=True, kw_only=True, tag="engine.deepened"):
+    """Intent: a sleeper is stopped to give its memory back, and sleeps on.
+
+    `reason` is `stop_after` (it slept for so long) or `low_memory`. Recorded before
+    the stop, so that a stop cut in half is finished and never taken for a crash.
+    """
+
+    reason: str
+    tier: str = "stopped"
+
+
 class Woken(EngineFact, frozen=True, kw_only=True, tag="engine.woken"):
     """Thawed and healthy. `tier` says what it was: `frozen` or `stopped`."""
 
@@ -209,6 +220,7 @@ AnyFact = (
     | Claimed
     | Booted
     | Slept
+    | Deepened
     | Woken
     | Stopped
     | Failed

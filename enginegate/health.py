@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SHARED_OUTAGE_MIN = 5
 SHARED_OUTAGE_SHARE = 0.2
+SPREAD_SHARE = 0.25  # of the interval, over which the probes of a sweep begin
 TICK_S = 0.1
 
 
@@ -41,24 +42,37 @@ class HealthLoop:
 
     async def sweep_forever(self) -> None:
         """Probe every running engine each `health.interval_s`; sweeps do not overlap."""
+        interval_s = self.ground.config.health.interval_s
+        spread_s = interval_s * SPREAD_SHARE
         while True:
-            await self.ground.clock.sleep(self.ground.config.health.interval_s)
-            await self.sweep()
+            await self.ground.clock.sleep(interval_s - spread_s)
+            began = self.ground.clock.now()
+            await self.sweep(spread_s=spread_s)
+            await self.ground.clock.sleep(began + spread_s - self.ground.clock.now())
 
-    async def sweep(self) -> None:
-        """Probe every running engine once and act on what was found, all together."""
+    async def sweep(self, *, spread_s: float = 0.0) -> None:
+        """Probe every running engine once and act on what was found, all together.
+
+        The probes begin evenly over `spread_s`, so that a large fleet is no burst.
+        """
         self.backend_ok = await self.ground.backend.ping()
         engines = list(self.ground.registry.engines.values())
-        probed = [live for live in engines if live.running and live.operation is None]
-        failed = [live for live in await asyncio.gather(*map(self._probe, probed)) if live]
+        awake = [live for live in engines if live.running and live.operation is None]
+        step_s = spread_s / max(len(awake), 1)
+        probes = [self._probe(live, after_s=step_s * at) for at, live in enumerate(awake)]
+        failed = [live for live in await asyncio.gather(*probes) if live]
         if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
             self._suspend(failed)
             return
         for live in failed:
             await self._fail(live, reason="unhealthy")
 
-    async def _probe(self, live: LiveEngine) -> LiveEngine | None:
+    async def _probe(self, live: LiveEngine, *, after_s: float) -> LiveEngine | None:
         """Probe one engine; return it if its failures have reached the threshold."""
+        if after_s > 0:
+            await self.ground.clock.sleep(after_s)
+            if not live.running or live.operation is not None:
+                return None
         incarnation = live.engine.incarnation
         async with self._slots:
             health = await self.lifecycle.booter.check(

@@ -65,6 +65,7 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     probe or a sleep decision made for an earlier life is recognised as stale.
     `old_key_hash` still works beside the new one until `old_key_until_ms` (live
     rotation). `restart_at_ms` is set exactly while an automatic restart is planned or at work.
+    `deep` is set while it sleeps stopped, or is about to, and not frozen.
     """
 
     engine_id: str
@@ -86,6 +87,7 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     old_key_hash: str | None = None
     old_key_until_ms: int = 0
     reason: str = ""
+    deep: bool = False
 
 
 class Spare(Struct, frozen=True, kw_only=True, tag_field="t", tag="spare"):

@@ -161,7 +161,7 @@ class Recovery:
         match live.engine.status:
             case Status.FAILED:
                 return seen.presence in DOWN or live.engine.restart_at_ms is not None
-            case Status.SLEEPING if live.engine.engine_id in self._down_asleep:
+            case Status.SLEEPING if live.engine.deep or live.engine.engine_id in self._down_asleep:
                 return seen.presence is Presence.STOPPED
             case status:
                 return seen.presence is _STEADY.get(status) and seen.connected
@@ -210,7 +210,10 @@ class Recovery:
     def _settle_sleeping(self, live: LiveEngine, seen: Observation) -> None:
         """Asleep an engine is frozen or stopped; that other hands stopped it is noted once."""
         engine_id = live.engine.engine_id
-        if seen.presence is Presence.RUNNING:
+        if live.engine.deep:
+            if seen.presence in UP:
+                self._bring(live, self._stop, "stopped again, it sleeps deeply")
+        elif seen.presence is Presence.RUNNING:
             self._bring(live, self.ground.backend.pause, "paused again")
         elif seen.presence in DOWN and engine_id not in self._down_asleep:
             self.ground.registry.note("adopt", live=live, found=seen.presence.value)

@@ -37,6 +37,7 @@ from enginegate.probe import Probe
 from enginegate.recovery import Recovery
 from enginegate.registry import Registry
 from enginegate.slices import sliced
+from enginegate.tiers import TierLoop
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class Server:
             await parts.recovery.at_start()
             parts.idle.plan_all()
             parts.pool.at_start()
+            parts.tiers.plan_all()
             loops = [spawn(work, name) for name, work in parts.loops(journal)]
             gc.collect()
             gc.freeze()
@@ -199,6 +201,7 @@ class Parts:
         self.health = HealthLoop(ground, self.lifecycle)
         self.idle = IdleLoop(ground, self.lifecycle, spawn=spawn)
         self.pool = Pool(ground, self.lifecycle)
+        self.tiers = TierLoop(ground, self.lifecycle, spawn=spawn)
         self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
         self.admission = Admission(
             registry=registry,
@@ -228,6 +231,8 @@ class Parts:
             ("restarts", self.health.restart_forever()),
             ("idle", self.idle.run_forever()),
             ("pool", self.pool.run_forever()),
+            ("tiers", self.tiers.run_forever()),
+            ("memory", self.tiers.relieve_forever()),
             ("compare", self.recovery.compare_forever()),
             ("logs", self.recovery.trim_logs_forever()),
             ("ticks", self._tick_forever()),

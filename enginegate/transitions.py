@@ -23,6 +23,7 @@ EngineChange = (
     | f.Claimed
     | f.Booted
     | f.Slept
+    | f.Deepened
     | f.Woken
     | f.Stopped
     | f.Failed
@@ -56,6 +57,7 @@ TABLE: dict[type[f.EngineFact], dict[Status | None, Status | None]] = {
         FAILED: RUNNING,
     },
     f.Slept: {RUNNING: SLEEPING},
+    f.Deepened: {SLEEPING: SLEEPING},
     f.Woken: {SLEEPING: RUNNING},
     f.Stopped: {RUNNING: STOPPED, SLEEPING: STOPPED, FAILED: STOPPED},
     f.Failed: {
@@ -142,7 +144,7 @@ def _changed(  # noqa: C901 - one flat case per fact, none of them branches
     engine: Engine, after: Status, fact: EngineChange
 ) -> Engine:
     if after is not engine.status:
-        engine = replace(engine, status=after, changed_at_ms=fact.at_ms)
+        engine = replace(engine, status=after, changed_at_ms=fact.at_ms, deep=False)
     match fact:
         case f.Booted():
             return _in_service(engine, fact, keep_attempts=fact.via == "auto_restart")
@@ -150,6 +152,8 @@ def _changed(  # noqa: C901 - one flat case per fact, none of them branches
             return _in_service(engine, fact, keep_attempts=True)
         case f.Slept():
             return replace(engine, reason=fact.reason)
+        case f.Deepened():
+            return replace(engine, deep=True)
         case f.Stopped():
             return replace(engine, restart_at_ms=None, restart_attempts=0, reason="request")
         case f.Failed():

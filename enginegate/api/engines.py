@@ -1,12 +1,17 @@
 """Routes about one user's engine: look at it, admit to it, and the verbs."""
 
+from math import isfinite
+
 from msgspec import UNSET, UnsetType
 
 from enginegate.api import wire
 from enginegate.api.auth import Access
 from enginegate.api.call import BAD_USER_ID, Call, Route
+from enginegate.clock import Clock
 from enginegate.errors import EngineNotRunningError, InvalidRequestError
+from enginegate.model import Status
 from enginegate.policy import valid_user_id
+from enginegate.registry import LiveEngine
 from enginegate.registry.fleet import Signal
 
 CHANGING = ("BACKEND_ERROR", "BACKEND_UNAVAILABLE", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN")
@@ -98,18 +103,32 @@ async def activity(call: Call) -> wire.Activity:
     if live.running and left_s:
         ends_at = wire.timestamp(clock.wall_ms() + round(left_s * 1000))
     row = live.engine
+    asleep = row.status is Status.SLEEPING
+    stop_after_s = call.services.config.idle.stop_after_s if asleep and not row.deep else 0
+    stop_at_ms = row.changed_at_ms + round(stop_after_s * 1000)
     return wire.Activity(
         engine_id=row.engine_id,
         status=row.status,
         lease_s=wire.lease(left_s) if live.running else None,
         lease_until=ends_at,
         planned_sleep_at=ends_at,
-        signals=[_seen(signal) for signal in live.signals.values()],
+        tier=("stopped" if row.deep else "frozen") if asleep else None,
+        planned_stop_at=wire.timestamp(stop_at_ms) if stop_after_s else None,
+        signals=[*_last_use(live, clock), *(_seen(one) for one in live.signals.values())],
         vetoes=[_seen(signal) for signal in live.vetoes],
         last_transition=wire.LastTransition(
             status=row.status, at=wire.timestamp(row.changed_at_ms), reason=row.reason
         ),
     )
+
+
+def _last_use(live: LiveEngine, clock: Clock) -> list[wire.SignalSeen]:
+    """Return what the lease tells: when it was last moved by a use of a running engine."""
+    since_s = clock.now() - live.last_use()
+    if not live.running or not isfinite(since_s):
+        return []
+    at_ms = clock.wall_ms() - round(since_s * 1000)
+    return [wire.SignalSeen(kind="lease", value=live.lease_s, at=wire.timestamp(at_ms))]
 
 
 def _seen(signal: Signal) -> wire.SignalSeen:

@@ -186,13 +186,21 @@ class LastTransition(Struct, frozen=True, kw_only=True):
 
 
 class Activity(Struct, frozen=True, kw_only=True):
-    """Why an engine is awake or asleep. Lease fields are null unless it runs and may sleep."""
+    """Why an engine is awake or asleep. Lease fields are null unless it runs and may sleep.
+
+    `tier` is null unless it sleeps, and `planned_stop_at` unless it is frozen and will be
+    stopped. `signals` are what was seen last of each kind; `lease` is the last use (an
+    admit, a touch, or coming into service), its value the lease in seconds. `vetoes` kept
+    it awake lately, the newest last.
+    """
 
     engine_id: Uuid
     status: Status
     lease_s: LeaseS | None
     lease_until: Timestamp | None
     planned_sleep_at: Timestamp | None
+    tier: Annotated[str, shown(enum=["frozen", "stopped"])] | None
+    planned_stop_at: Timestamp | None
     signals: list[SignalSeen]
     vetoes: list[SignalSeen]
     last_transition: LastTransition

@@ -66,6 +66,16 @@ def read_environ(pid: int) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def available_memory_mb() -> int | None:
+    """Return what this machine could give to programs without swapping; None if not told."""
+    try:
+        lines = (PROC / "meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kib is None else int(kib) // 1024
+
+
 def boot_id() -> str:
     """Return what names this boot of the machine; start times compare within one alone."""
     return (PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()

@@ -89,8 +89,11 @@ class Booter:
         )
 
     async def check(self, live: LiveEngine, *, timeout_s: float) -> Health:
-        """Probe the engine once."""
-        return await self.ground.probe.check(self.probe_url(live), timeout_s=timeout_s)
+        """Probe the engine once, and note what that may have cost it."""
+        live.probes += 1
+        health = await self.ground.probe.check(self.probe_url(live), timeout_s=timeout_s)
+        live.probing_s += health.took_ms / 1000
+        return health
 
     def probe_url(self, live: LiveEngine) -> str:
         """Return the health address: the published port, or the container on its network."""

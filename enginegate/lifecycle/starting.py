@@ -11,8 +11,15 @@ from enginegate.errors import (
 )
 from enginegate.lifecycle.boot import Booter, DataGoneError, told
 from enginegate.lifecycle.failure import RESTART_GRACE_S, Failures
+from enginegate.lifecycle.fair import FairPlaces
 from enginegate.lifecycle.ground import Ground
 from enginegate.registry import LiveEngine
+
+# A little more than a backend does at once: its own queue, in which wakes go first, is
+# never without one, and the rest wait here, where products take turns.
+WAKES_AT_ONCE = 12
+
+FROZEN, STOPPED = "frozen", "stopped"
 
 
 class Starter:
@@ -22,6 +29,7 @@ class Starter:
         self.ground = ground
         self.booter = booter
         self.failures = failures
+        self._wakes = FairPlaces(WAKES_AT_ONCE)
 
     async def boot(self, live: LiveEngine, *, via: str, actor: str) -> None:
         started = self.ground.clock.now()
@@ -61,30 +69,53 @@ class Starter:
         at_ms, took_ms = self.ground.clock.wall_ms(), self.ground.took_ms(started)
         fact: f.Booted | f.Woken
         if via == "start":
-            fact = f.Booted(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, via="start")
+            fact = f.Booted(
+                **ids,
+                at_ms=at_ms,
+                actor=actor,
+                duration_ms=took_ms,
+                via="start",
+                metadata={"tier": tier},
+            )
         else:
             fact = f.Woken(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, tier=tier)
         await self.ground.registry.commit(fact)
 
     async def _thaw(self, live: LiveEngine) -> str:
         """Bring it up from wherever it sleeps; return the tier it slept in."""
-        engine_id = live.engine.engine_id
+        config = self.ground.config
+        async with self._wakes.place(live.engine.product_id):
+            tier = await self._brought_up(live)
+        timeout_s = config.engine.wake_timeout_s if tier == FROZEN else config.boot.timeout_s
+        await self.booter.until_healthy(live, timeout_s=timeout_s, late=WakeTimeoutError)
+        return tier
+
+    async def _brought_up(self, live: LiveEngine) -> str:
+        """Thaw it with one call where the row is right; else look how it sleeps."""
         try:
-            seen = await self.ground.backend.inspect(engine_id)
+            if not live.engine.deep:
+                await self.ground.backend.unpause(live.engine.engine_id)
+                return FROZEN
+        except BackendError as error:
+            if error.unavailable:
+                raise told(error) from error
+        return await self._looked_up(live)
+
+    async def _looked_up(self, live: LiveEngine) -> str:
+        backend, engine_id = self.ground.backend, live.engine.engine_id
+        try:
+            seen = await backend.inspect(engine_id)
             if seen.presence is Presence.PAUSED:
-                await self.ground.backend.unpause(engine_id)
+                await backend.unpause(engine_id)
         except BackendError as error:
             raise told(error) from error
-        if seen.presence in (Presence.PAUSED, Presence.RUNNING):
-            await self.booter.until_healthy(
-                live, timeout_s=self.ground.config.engine.wake_timeout_s, late=WakeTimeoutError
-            )
-            return "frozen"
+        up = seen.presence is Presence.RUNNING
+        if seen.presence is Presence.PAUSED or (up and not live.engine.deep):
+            return FROZEN
+        if up:  # the stop that gives its memory back did not come to its end
+            await self.failures.halt(live, grace_s=RESTART_GRACE_S)
         await self.booter.start(live)
-        await self.booter.until_healthy(
-            live, timeout_s=self.ground.config.boot.timeout_s, late=WakeTimeoutError
-        )
-        return "stopped"
+        return STOPPED
 
     async def restart(self, live: LiveEngine) -> None:
         attempt = live.engine.restart_attempts + 1

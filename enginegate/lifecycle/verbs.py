@@ -12,26 +12,24 @@ from enginegate import facts as f
 from enginegate.errors import (
     BackendError,
     EngineAlreadyRunningError,
-    EngineBusyError,
     EngineNotRunningError,
-    GateError,
-    StorageUnavailableError,
 )
 from enginegate.keys import new_engine_key
 from enginegate.lifecycle.boot import Booter, told
 from enginegate.lifecycle.failure import Failures
 from enginegate.lifecycle.ground import Ground
+from enginegate.lifecycle.noting import Noting
 from enginegate.lifecycle.operations import Operations
 from enginegate.lifecycle.provisioning import Provisioning
 from enginegate.lifecycle.quiet import Quietness
 from enginegate.lifecycle.rotation import Rotation
+from enginegate.lifecycle.sleeping import Sleeper, StillDue
 from enginegate.lifecycle.starting import Starter
-from enginegate.model import Outcome, Status
-from enginegate.registry import LiveEngine, LiveProduct, Operation, Registry
+from enginegate.model import Status
+from enginegate.registry import LiveEngine, LiveProduct, Operation
 
 STOP_GRACE_S = 30.0
 SLACK_S = 5.0  # beyond a verb's own deadline, before its caller is answered anyway
-PAUSE_S = 10.0
 DESTROY_S = 60.0
 
 
@@ -46,6 +44,7 @@ class Lifecycle:
         self.quietness = Quietness(ground, self.booter)
         self.rotation = Rotation(ground, self.booter, self.failures)
         self.starter = Starter(ground, self.booter, self.failures)
+        self.sleeper = Sleeper(ground, self.quietness, self.failures, self.starter)
         self.provisioning = Provisioning(ground, operations, self.starter)
 
     async def provision(
@@ -147,7 +146,7 @@ class Lifecycle:
                 status = live.engine.status.value
                 raise EngineNotRunningError(f"The engine is {status}.", status=status)
             started = self.ground.clock.now()
-            with _Noting(self.ground.registry, live, "stop", actor):
+            with Noting(self.ground.registry, live, "stop", actor):
                 async with asyncio.timeout(STOP_GRACE_S + SLACK_S):
                     await self.failures.halt(live, grace_s=STOP_GRACE_S)
             await self.ground.registry.commit(
@@ -168,66 +167,50 @@ class Lifecycle:
         *,
         actor: str,
         force: bool = False,
-        still_due: Callable[[], bool] | None = None,
+        still_due: StillDue | None = None,
+        probe_timeout_s: float | None = None,
     ) -> bool:
         """Freeze a running engine; return False if an admit came first.
 
         `still_due` makes it a sleep for idleness, a compare-and-set: it is asked right
         before and right after the freeze, and whatever an admit changes meanwhile
-        undoes it.
+        undoes it. So does a connection that comes in between. The engine has
+        `probe_timeout_s` to say that it is not busy, `health.timeout_s` if None.
 
         Raises:
             EngineNotRunningError: it does not run.
-            EngineBusyError: it says busy or has a connection, and `force` is not set.
+            EngineBusyError: it is in use (`signal` says how), and `force` is not set.
         """
         reason = "idle" if still_due else "request"
 
         async def work(_: Operation) -> bool:
-            if not live.running:
-                status = live.engine.status.value
-                raise EngineNotRunningError(f"The engine is {status}.", status=status)
-            veto = None if force else await self.quietness.veto(live, idle=still_due is not None)
-            if veto is not None:
-                raise EngineBusyError(
-                    f"The engine is in use ({veto.kind}); force overrides.", signal=veto.kind
-                )
-            if still_due is not None and not still_due():
-                return False
-            live.hold()
-            with _Noting(self.ground.registry, live, "sleep", actor):
-                return await self._freeze(live, reason, actor, still_due or (lambda: True))
+            return await self.sleeper.sleep(
+                live,
+                actor=actor,
+                force=force,
+                still_due=still_due,
+                probe_timeout_s=probe_timeout_s,
+            )
 
         asleep: bool = await self._perform(
             live, "sleep", work, actor=actor, params=(reason, force), holds=still_due is None
         )
         return asleep
 
-    async def _freeze(
-        self, live: LiveEngine, reason: str, actor: str, still_due: Callable[[], bool]
-    ) -> bool:
-        started = self.ground.clock.now()
-        engine_id = live.engine.engine_id
-        try:
-            async with asyncio.timeout(PAUSE_S):
-                await self.ground.backend.pause(engine_id)
-                if not still_due():
-                    await self.ground.backend.unpause(engine_id)
-                    return False
-        except BackendError as error:
-            raise told(error) from error
-        await self.ground.registry.commit(
-            f.Slept(
-                **self.ground.ids(live),
-                at_ms=self.ground.clock.wall_ms(),
-                actor=actor,
-                duration_ms=self.ground.took_ms(started),
-                reason=reason,
-            )
-        )
-        if not still_due():  # an admit came while the sleep went to the disk
-            await self.starter.wake(live, actor=actor, via="wake")
-            return False
-        return True
+    async def deepen(self, live: LiveEngine, *, reason: str, **metadata: Any) -> bool:
+        """Stop an engine that sleeps frozen, to give its memory back; it goes on sleeping.
+
+        Return False if it does not sleep frozen any more. `reason` is that of `Deepened`.
+
+        Raises:
+            GateError: the backend could not; the periodic comparison tries again.
+        """
+
+        async def work(_: Operation) -> bool:
+            return await self.sleeper.deepen(live, reason=reason, **metadata)
+
+        stopped: bool = await self._perform(live, "deepen", work, actor="system")
+        return stopped
 
     async def rotate_key(self, live: LiveEngine, *, actor: str) -> str:
         """Give a running engine a new key and return it.
@@ -274,7 +257,7 @@ class Lifecycle:
                 f.DestroyBegun(**ids, at_ms=ground.clock.wall_ms(), actor=actor),
                 use_reserve=True,
             )
-        with _Noting(ground.registry, live, "destroy", actor):
+        with Noting(ground.registry, live, "destroy", actor):
             await self._remove(live)
         await ground.registry.commit(
             f.Destroyed(
@@ -310,31 +293,3 @@ class Lifecycle:
         return await self.operations.perform(
             live, verb, work, actor=actor, params=params, holds=holds
         )
-
-
-class _Noting:
-    """Turns a time-out into an answer, and leaves an audit entry for work that failed."""
-
-    def __init__(self, registry: Registry, live: LiveEngine, verb: str, actor: str) -> None:
-        self.registry = registry
-        self.live = live
-        self.verb = verb
-        self.actor = actor
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TimeoutError):
-            late = BackendError(self.verb, self.live.engine.engine_id, "no answer in time")
-            late.unavailable = True
-            error = told(late)
-        if isinstance(error, GateError) and not isinstance(error, StorageUnavailableError):
-            self.registry.note(
-                self.verb,
-                live=self.live,
-                outcome=Outcome.FAILED,
-                actor=self.actor,
-                reason=error.message,
-            )
-            raise error

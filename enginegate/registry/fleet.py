@@ -16,13 +16,33 @@ from enginegate.model import Engine, Product, Status
 from enginegate.ratelimit import SlidingWindow
 from enginegate.registry.roster import Roster
 
+Value = str | float | int | bool | None
+
 
 class Signal(Struct, frozen=True):
     """A reason for being awake or asleep: what was seen, its value, and when."""
 
     kind: str
-    value: str | float | int | bool | None
+    value: Value
     at_ms: int
+
+
+class Reading(Struct, frozen=True, kw_only=True):
+    """What an engine had consumed `at` a moment (monotonic seconds) of one incarnation.
+
+    `moved` are bytes in both directions; since `still_since`, when they were `moved_then`
+    and our probes `probes_then`, no more have moved than those probes account for.
+    `probing_s` is what our probes had waited for it in all. None: it cannot be read.
+    """
+
+    at: float
+    incarnation: int
+    cpu_s: float | None
+    probing_s: float
+    moved: int | None
+    still_since: float
+    moved_then: int | None
+    probes_then: int
 
 
 class Operation:
@@ -76,12 +96,15 @@ class LiveEngine:
 
     `answer` is the pre-encoded admit answer; it is set only while the engine may be
     admitted without a wait, and cleared whenever anything it shows may have changed.
-    `lease_until` is monotonic seconds, `inf` for an engine that never sleeps.
+    `lease_until` is monotonic seconds, `inf` for an engine that never sleeps;
+    `put_off_until` is its value while it is a veto that has moved it, and `used_at` the
+    last use before. `blind` says that its connections could not be seen at the last look.
     """
 
     __slots__ = (
         "answer",
         "api_key",
+        "blind",
         "engine",
         "exit_seen",
         "failing",
@@ -92,8 +115,13 @@ class LiveEngine:
         "operation",
         "owner",
         "probe_failures",
+        "probes",
+        "probing_s",
+        "put_off_until",
+        "reading",
         "signals",
         "url",
+        "used_at",
         "vetoes",
     )
 
@@ -113,6 +141,12 @@ class LiveEngine:
         self.operation: Operation | None = None
         self.signals: dict[str, Signal] = {}
         self.vetoes: list[Signal] = []
+        self.reading: Reading | None = None
+        self.blind = False
+        self.probes = 0
+        self.probing_s = 0.0
+        self.put_off_until = -inf
+        self.used_at = -inf
 
     @property
     def running(self) -> bool:
@@ -126,6 +160,19 @@ class LiveEngine:
     def extend_lease(self, now: float) -> None:
         """Move the lease's end: from now on, the engine's full lease."""
         self.lease_until = now + self.lease_s if self.lease_s else inf
+
+    def put_off(self, until: float) -> None:
+        """Move the lease's end without a use: a veto, or a restart of enginegate."""
+        if self.lease_until != inf:
+            self.used_at = self.last_use()
+            self.lease_until = self.put_off_until = max(self.lease_until, until)
+
+    def last_use(self) -> float:
+        """Return when it was last admitted, touched or came into service; -inf: not known."""
+        if self.lease_until == inf:
+            return -inf
+        put_off = self.lease_until == self.put_off_until
+        return self.used_at if put_off else self.lease_until - self.lease_s
 
     def hold(self) -> None:
         """Make admits wait for the operation at work."""

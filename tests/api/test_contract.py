@@ -1370,6 +1370,40 @@ class TestSection24Verbs:
         assert (answer["lease_s"], answer["planned_sleep_at"]) == (None, None)
         assert answer["last_transition"]["reason"] == "request"
 
+    async def test_activity_shows_what_was_seen_last(self, gate: Gate) -> None:
+        """The last use, and of each kind of signal the newest, with value and time."""
+        await gate.engine()
+        await gate.clock.advance(100)
+        await gate.admit(touch=False)
+        await gate.post("/engines/ann/sleep")
+        await gate.post("/engines/ann/start")
+        await gate.clock.advance(50)
+        gate.fake().connections = [Connection(1.0), Connection(2.0)]
+        await gate.post("/engines/ann/sleep")
+        answer = (await gate.get("/engines/ann/activity")).json()
+
+        seen = {signal["kind"]: signal for signal in answer["signals"]}
+        assert seen["lease"]["value"] == 900
+        assert answer["lease_s"] == 850
+        assert seen["connections"]["value"] == 2
+        assert seen["busy"]["value"] is False
+        assert seen["lease"]["at"] < seen["connections"]["at"]
+
+    async def test_activity_tells_how_deep_it_sleeps(self, open_gate: OpenGate) -> None:
+        """Frozen, and when it will be stopped; then stopped."""
+        async with open_gate(idle=Idle(stop_after_s=100)) as gate:
+            await gate.engine()
+            running = (await gate.get("/engines/ann/activity")).json()
+            assert (running["tier"], running["planned_stop_at"]) == (None, None)
+            await gate.post("/engines/ann/sleep")
+            frozen = (await gate.get("/engines/ann/activity")).json()
+            assert frozen["tier"] == "frozen"
+            assert TIME.fullmatch(frozen["planned_stop_at"])
+            await gate.lifecycle.deepen(gate.live(), reason="stop_after")
+            stopped = (await gate.get("/engines/ann/activity")).json()
+            assert (stopped["tier"], stopped["planned_stop_at"]) == ("stopped", None)
+            assert stopped["last_transition"] == frozen["last_transition"]
+
     async def test_activity_of_one_that_never_sleeps_plans_none(self, open_gate: OpenGate) -> None:
         """0 is "never", here as in an admit."""
         async with open_gate(idle=Idle(sleep_after_s=0)) as gate:

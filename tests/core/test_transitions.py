@@ -23,6 +23,7 @@ Provisioned         provisioning  .             .           .           .       
 Claimed             running       .             .           .           .           .           .
 Booted              .             running       .           running     running     running     .
 Slept               .             .             sleeping    .           .           .           .
+Deepened            .             .             .           sleeping    .           .           .
 Woken               .             .             .           running     .           .           .
 Stopped             .             .             stopped     stopped     .           stopped     .
 Failed              .             failed        failed      failed      failed      failed      .
@@ -46,6 +47,7 @@ FACTS: dict[str, EngineChange] = {
         f.Claimed(**WHO, port=9001, engine_version="e:1", sealed_key="s", key_hash="h"),
         f.Booted(**WHO, via="start"),
         f.Slept(**WHO, reason="idle"),
+        f.Deepened(**WHO, reason="low_memory"),
         f.Woken(**WHO),
         f.Stopped(**WHO),
         f.Failed(**WHO, during="running", reason="exit", restart_at_ms=9000, restart_attempts=2),
@@ -85,6 +87,7 @@ def engine_in(status: Status) -> Engine:
         old_key_hash="h0",
         old_key_until_ms=4000,
         reason="before",
+        deep=status is Status.SLEEPING,
     )
 
 
@@ -161,6 +164,7 @@ IN_SERVICE = {
     "healthy_at_ms": 5000,
     "restart_at_ms": None,
     "reason": "",
+    "deep": False,
 }
 
 
@@ -196,6 +200,12 @@ IN_SERVICE = {
             FACTS["Slept"],
             {"status": Status.SLEEPING, "changed_at_ms": 5000, "reason": "idle"},
             id="sleep keeps port, key and incarnation",
+        ),
+        pytest.param(
+            Status.SLEEPING,
+            FACTS["Deepened"],
+            {"deep": True},
+            id="a sleeper that is stopped sleeps on since it fell asleep",
         ),
         pytest.param(
             Status.FAILED,

@@ -19,6 +19,7 @@ from enginegate.pool import Pool
 from enginegate.ports import PortMap
 from enginegate.recovery import Recovery
 from enginegate.registry import LiveEngine, LiveProduct, Registry
+from enginegate.tiers import TierLoop
 from tests.fakes import FakeBackend, FakeProbe, FakeWorld, ManualClock, settle
 
 MASTER_KEY = "x" * 43 + "="
@@ -84,11 +85,12 @@ class Gate:
         world: FakeWorld | None = None,
         journal: MemoryJournal | None = None,
         snapshot: list[SnapshotRecord] | None = None,
+        backend: FakeBackend | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.journal = journal or MemoryJournal()
-        self.backend = FakeBackend(clock=clock, world=world)
+        self.backend = backend or FakeBackend(clock=clock, world=world)
         self.probe = FakeProbe(self.backend)
         self.tasks: set[asyncio.Task[Any]] = set()
         keyring = Keyring([MASTER_KEY])
@@ -117,6 +119,13 @@ class Gate:
         self.health = HealthLoop(self.ground, self.lifecycle)
         self.idle = IdleLoop(self.ground, self.lifecycle, spawn=self.spawn)
         self.pool = Pool(self.ground, self.lifecycle)
+        self.available_mb = 1_000_000
+        self.tiers = TierLoop(
+            self.ground,
+            self.lifecycle,
+            spawn=self.spawn,
+            available_mb=lambda: self.available_mb,
+        )
         self.recovery = Recovery(self.ground, self.lifecycle, self.products, self.health)
         self.admission = Admission(
             registry=self.registry,
@@ -179,6 +188,7 @@ class Gate:
         await self.recovery.at_start()
         self.idle.plan_all()
         self.pool.at_start()
+        self.tiers.plan_all()
         self.spawn(self.recovery.watch_forever())
         await settle()
 
@@ -188,6 +198,8 @@ class Gate:
         self.spawn(self.health.restart_forever())
         self.spawn(self.idle.run_forever())
         self.spawn(self.pool.run_forever())
+        self.spawn(self.tiers.run_forever())
+        self.spawn(self.tiers.relieve_forever())
         self.spawn(self.recovery.compare_forever())
         self.spawn(self.recovery.trim_logs_forever())
 

@@ -1,10 +1,14 @@
 """Who is put to sleep, when, and who never."""
 
 import asyncio
+import itertools
 from typing import Any
 
+import pytest
+
 from enginegate.admission import Admitted
-from enginegate.backends.base import Connection
+from enginegate.backends.base import Connection, Usage
+from enginegate.config import Config, Ports
 from enginegate.model import Policy
 from tests.fakes import settle
 
@@ -87,6 +91,7 @@ async def test_an_engine_that_does_not_answer_is_not_frozen(gate: Any, clock: An
     assert (await gate.lifecycle.quietness.veto(live, idle=True)).kind == "unanswered"
     assert await gate.lifecycle.quietness.veto(live, idle=False) is None
     fake.healthy = True
+    fake.usage = Usage(cpu_s=0.0)  # of a backend that counts no bytes
     gate.backend.fail("connections")
     assert (await gate.lifecycle.quietness.veto(live, idle=True)).kind == "unknown"
 
@@ -171,3 +176,79 @@ async def test_an_admit_while_the_sleep_goes_to_the_disk_wakes_it_again(
     assert isinstance(await caller, Admitted)
     assert gate.actions()[-2:] == ["sleep", "wake"]
     assert gate.backend.engine(live.engine.engine_id).presence == "running"
+
+
+async def test_three_hundred_fall_due_at_once_while_some_do_not_answer(
+    make_gate: Any, clock: Any
+) -> None:
+    """Every quiet one sleeps within the second; those who do not answer hold up only each other."""
+    gate = await make_gate(Config(ports=Ports(min=9001, max=9999)))
+    gate.run_loops()
+    owner = await gate.product(idle_sleep_s=10)
+    lives = [await gate.engine(owner, f"user-{number}") for number in range(303)]
+    for live in lives[::101]:
+        gate.backend.engine(live.engine.engine_id).probe_delay_s = 3600
+    gate.backend.delay("pause", 0.013, times=None)  # what Docker takes for a freeze
+    await clock.advance(11)
+    awake = [live for live in lives if live.running]
+    assert awake == lives[::101]
+    await clock.advance(20)
+    assert {live.vetoes[-1].kind for live in awake} == {"unanswered"}
+    assert gate.actions().count("sleep_vetoed!") == 3
+
+
+async def test_one_that_is_slow_to_answer_sleeps_all_the_same(gate: Any, clock: Any) -> None:
+    """It is asked again with the patience of the health probe."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=100))
+    gate.backend.engine(live.engine.engine_id).probe_delay_s = 4
+    await clock.advance(105)
+    assert live.engine.status == "sleeping"
+
+
+async def test_a_restart_does_not_put_everybody_to_sleep_at_once(gate: Any, clock: Any) -> None:
+    """Full leases that began together end together; the sleeps are spread over a part of them."""
+    owner = await gate.product(idle_sleep_s=100)
+    for number in range(50):
+        await gate.engine(owner, f"user-{number}")
+    again = await gate.crash_and_restart()
+    again.run_loops()
+    lives = again.registry.engines.values()
+    await clock.advance(99.9)
+    assert all(live.running for live in lives)
+    slept = []
+    for _ in range(11):
+        slept.append(sum(not live.running for live in lives))
+        await clock.advance(0.55)
+    assert slept[-1] == 50
+    assert max(b - a for a, b in itertools.pairwise(slept)) < 15
+    await again.close()
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+async def test_a_wall_clock_that_jumps_moves_no_lease(gate: Any, clock: Any, jump_s: float) -> None:
+    """An hour forth or back: the engine sleeps when its lease ends, as if nothing had been."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=60))
+    await clock.advance(30)
+    clock.jump_wall(jump_s)
+    await clock.advance(29.8)
+    assert live.running
+    await clock.advance(1.2)
+    assert live.engine.status == "sleeping"
+
+
+async def test_the_sleep_says_for_how_long_nobody_had_come(gate: Any, clock: Any) -> None:
+    """Vetoes move the deadline, but they are no use of the engine."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=20))
+    await clock.advance(15)
+    gate.warm()
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.busy = True
+    await clock.advance(40)
+    fake.busy = False
+    await clock.advance(3)
+    entry = gate.registry.trail.recent[-1]
+    assert entry.action == "sleep"
+    assert 40 <= entry.metadata["unused_s"] <= 43
