@@ -27,6 +27,7 @@ NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 COMMANDS = {"demo", "init", "serve", "config", "products", "engines", "status", "audit"} | {
     "journal",
     "openapi",
+    "idle",
 }
 
 

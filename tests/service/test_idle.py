@@ -221,7 +221,9 @@ async def test_a_restart_does_not_put_everybody_to_sleep_at_once(gate: Any, cloc
         slept.append(sum(not live.running for live in lives))
         await clock.advance(0.55)
     assert slept[-1] == 50
-    assert max(b - a for a, b in itertools.pairwise(slept)) < 15
+    assert (
+        max(b - a for a, b in itertools.pairwise(slept)) < 25
+    )  # of 50, where 6 are to be expected
     await again.close()
 
 
