@@ -26,6 +26,7 @@ from enginegate.registry.fleet import Signal
 log = logging.getLogger(__name__)
 
 PAUSE_S = 10.0
+UNDO_S = 4.0  # beyond that; a caller is answered 5 s after the verb's own deadline at the latest
 DEEPEN_GRACE_S = 30.0  # what the contract gives an engine to end cleanly
 
 StillDue = Callable[[], bool]
@@ -136,7 +137,7 @@ class Sleeper:
 
     async def _thawed(self, live: LiveEngine) -> bool:
         try:
-            async with asyncio.timeout(PAUSE_S):
+            async with asyncio.timeout(UNDO_S):
                 await self.ground.backend.unpause(live.engine.engine_id)
         except (BackendError, TimeoutError) as error:
             log.warning("not thawed: %s", error)

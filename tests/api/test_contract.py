@@ -49,7 +49,7 @@ from enginegate.audit import ALL_ACTIONS
 from enginegate.backends.base import Connection, Presence
 from enginegate.config import EngineSettings, Idle, Ports, Restart
 from enginegate.keys import digest_hex
-from enginegate.lifecycle import verbs
+from enginegate.lifecycle import sleeping, verbs
 from enginegate.model import Status
 from tests.api.conftest import OpenGate
 from tests.api.provocations import BY_CODE, internal_error, payload_too_large, quota_exceeded
@@ -1481,7 +1481,7 @@ class TestSection24Concurrency:
         """Then the caller is told so, the state is as before, and the failure is audited."""
         monkeypatch.setattr(verbs, "STOP_GRACE_S", 0.02)
         monkeypatch.setattr(verbs, "SLACK_S", 0.02)
-        monkeypatch.setattr(verbs, "PAUSE_S", 0.02)
+        monkeypatch.setattr(sleeping, "PAUSE_S", 0.02)
         await begin(gate, verb)
         answer = await gate.post(f"/engines/ann/{verb}")  # joins the one that hangs
 
