@@ -200,7 +200,7 @@ class Admission:
         while True:
             live = owner.engines.get(user_id)
             at_work = live.operation if live else owner.boots.get(user_id)
-            if at_work is not None and (live is None or at_work.holds):
+            if at_work is not None and (live is None or not live.running or at_work.holds):
                 refused = await self._join(live, at_work, waiting)
             elif live is None:
                 refused = await self._without_engine(owner, user_id, waiting, actor)

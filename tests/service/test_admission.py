@@ -375,3 +375,18 @@ async def test_windows_of_users_who_have_gone_are_dropped(
     monkeypatch.setattr("enginegate.admission.monotonic_ns", lambda: 10**30)
     await gate.admission.forget_idle_windows()
     assert owner.user_windows == {}
+
+
+async def test_an_admit_waits_for_work_that_found_the_engine_asleep(gate: Any) -> None:
+    """A sleep for idleness whose turn came late holds nobody, but a wake comes after it."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.sleep(live, actor="a")
+    go = asyncio.Event()
+    gate.operations.begin(live, "sleep", lambda _: go.wait(), actor="system", holds=False)
+    waiting = asyncio.ensure_future(gate.admit(owner, auto_wake=True))
+    await settle()
+    assert not waiting.done()
+    go.set()
+    assert isinstance(await waiting, Admitted)
+    assert live.running
