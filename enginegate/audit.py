@@ -46,6 +46,7 @@ _FAIL_ACTIONS = {
     "start": "start",
     "wake": "wake",
     "running": "health_failed",
+    "outage": "health_failed",
 }
 _FAILURES = (f.Failed, f.RestartFailed, f.RestartsGivenUp, f.KeyRotationFailed)
 

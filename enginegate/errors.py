@@ -146,6 +146,10 @@ class ImageUnavailableError(BackendError):
     """The image is neither present nor to be pulled; `detail` names it."""
 
 
+class NotRunningError(BackendError):
+    """The engine has no process that could be frozen or thawed."""
+
+
 class DataLostError(BackendError):
     """The engine has run before and its data are not there; `detail` names what is missing."""
 

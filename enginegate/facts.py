@@ -115,10 +115,12 @@ class Stopped(EngineFact, frozen=True, kw_only=True, tag="engine.stopped"):
 
 
 class Failed(EngineFact, frozen=True, kw_only=True, tag="engine.failed"):
-    """Boot, wake or health failed. `during` is `provision`, `start`, `wake` or `running`.
+    """Boot, wake or health failed.
 
-    A restart is planned exactly when `restart_at_ms` is set; `restart_attempts` is
-    the count of attempts made since the engine was last well for long enough.
+    `during` is `provision`, `start`, `wake` or `running`; `outage` where others ended it:
+    the backend as a whole, or somebody's hand. A restart is planned exactly when
+    `restart_at_ms` is set; `restart_attempts` is the count of attempts made since the
+    engine was last well for long enough.
     """
 
     during: str

@@ -7,10 +7,11 @@ exits needs no probe: the backend tells at once, and `recovery` passes it on.
 
 import asyncio
 import logging
+from typing import Any
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
-from enginegate.backends.base import Presence
+from enginegate.backends.base import Observation, Presence
 from enginegate.errors import BackendError, GateError
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.boot import lost
@@ -28,12 +29,16 @@ TICK_S = 0.1
 
 
 class HealthLoop:
-    """Owned by the server, which runs `sweep_forever` and `restart_forever`."""
+    """Owned by the server, which runs `sweep_forever` and `restart_forever`.
+
+    `backend_ok` says that the backend answers, `blind` that its events do not come.
+    """
 
     def __init__(self, ground: Ground, lifecycle: Lifecycle) -> None:
         self.ground = ground
         self.lifecycle = lifecycle
         self.backend_ok = True
+        self.blind = False
         self.restarts: Agenda[str] = Agenda()
         self._slots = asyncio.Semaphore(ground.config.health.concurrency)
         ground.registry.listeners.append(self._plan_restart)
@@ -55,7 +60,7 @@ class HealthLoop:
 
         The probes begin evenly over `spread_s`, so that a large fleet is no burst.
         """
-        self.backend_ok = await self.ground.backend.ping()
+        await self.ask_backend()
         engines = list(self.ground.registry.engines.values())
         awake = [live for live in engines if live.running and live.operation is None]
         step_s = spread_s / max(len(awake), 1)
@@ -66,6 +71,10 @@ class HealthLoop:
             return
         for live in failed:
             await self._fail(live, reason="unhealthy")
+
+    async def ask_backend(self) -> None:
+        """Find out whether the backend answers."""
+        self.backend_ok = await self.ground.backend.ping()
 
     async def _probe(self, live: LiveEngine, *, after_s: float) -> LiveEngine | None:
         """Probe one engine; return it if its failures have reached the threshold."""
@@ -131,32 +140,60 @@ class HealthLoop:
     # Crash notices
 
     async def fail_if_gone(self, live: LiveEngine, *, exit_code: int | None = None) -> None:
-        """Fail a running engine whose process the backend no longer has."""
+        """Fail a running engine whose life is over, also if the backend began another.
+
+        That one is taken as the restart. Where the backend does not count it as a restart
+        of its own, other hands ended the life, and the engine is not to blame.
+        """
         incarnation = live.engine.incarnation
         try:
             seen = await self.ground.backend.inspect(live.engine.engine_id)
         except BackendError:
             return  # unknown changes nothing; the next look decides
-        gone = seen.presence in (Presence.STOPPED, Presence.ABSENT)
-        if not (gone and self._current(live, incarnation)):
+        if not self._current(live, incarnation):
             return
         if seen.data_lost:
             await self.fail_without_data(live, seen.detail)
-        else:
+        elif seen.presence in (Presence.STOPPED, Presence.ABSENT):
             code = seen.exit_code if exit_code is None else exit_code
             await self._fail(live, reason="exited", exit_code=code)
+        elif live.life and seen.life != live.life:
+            await self._replaced(live, seen, exit_code)
+
+    async def _replaced(self, live: LiveEngine, seen: Observation, exit_code: int | None) -> None:
+        if seen.restarts:
+            told, during = "exited; the backend restarted it", "running"
+        else:
+            told, during = "restarted by other hands, or with the backend", "outage"
+        await self._fail(
+            live,
+            reason=told,
+            during=during,
+            exit_code=exit_code,
+            backend_restarts=seen.restarts,
+        )
+        self.hasten(live)
+
+    def hasten(self, live: LiveEngine) -> None:
+        """Take at once what the backend restarted after a first crash; later ones wait."""
+        engine = live.engine
+        planned = engine.status is Status.FAILED and engine.restart_at_ms is not None
+        if planned and engine.restart_attempts == 0:
+            self.restarts.put(engine.engine_id, self.ground.clock.now())
 
     async def fail_without_data(self, live: LiveEngine, detail: str) -> None:
         """Fail an engine, up or not, that has lost its data; it is not restarted without them."""
-        await self._fail(live, error=lost(detail))
+        await self._fail(live, during="outage", error=lost(detail))
 
     async def _fail(
         self,
         live: LiveEngine,
         *,
         reason: str = "",
+        during: str = "running",
         exit_code: int | None = None,
         error: GateError | None = None,
+        **metadata: Any,
     ) -> None:
         """Record the failure as an operation, so that it cannot overlap a verb."""
         before = (live.engine.status, live.engine.incarnation)
@@ -164,7 +201,12 @@ class HealthLoop:
         async def work(_: object) -> None:
             if (live.engine.status, live.engine.incarnation) == before:
                 await self.lifecycle.failures.fail(
-                    live, during="running", reason=reason, exit_code=exit_code, error=error
+                    live,
+                    during=during,
+                    reason=reason,
+                    exit_code=exit_code,
+                    error=error,
+                    **metadata,
                 )
 
         if live.operation is not None or self.lifecycle.operations.closed:

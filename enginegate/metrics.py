@@ -207,6 +207,7 @@ class Meters:
         self.journal_bytes = 0
         self.backend_calls: Counter[tuple[str, str]] = Counter()
         self.events_at: float | None = None
+        self.orphans = 0
 
     def admit(self, outcome: str) -> Histogram:
         return self.admit_s.setdefault(outcome, Histogram(ADMIT_BOUNDS_S))

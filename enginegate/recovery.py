@@ -12,27 +12,28 @@ from typing import Final
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
-from enginegate.backends.base import Observation, Presence
-from enginegate.errors import BackendError, GateError
+from enginegate.backends.base import BackendEvent, Observation, Presence
+from enginegate.errors import BackendError, BootTimeoutError, GateError
 from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle, Products
-from enginegate.lifecycle.boot import told
+from enginegate.lifecycle.boot import told, unanswered
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Status
+from enginegate.orphans import Orphans
 from enginegate.registry import LiveEngine, Operation
 
 log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S = 25.0  # and a restart within 35 s of a crash that no event told
+COMPARE_BLIND_S = 10.0  # while no events come
+COMPARE_PAUSE_S = 1.0
+REPAIR_S = 60.0
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
-ORPHAN_GRACE_S = 60.0
-ORPHANS_MIN = 3
-ORPHANS_SHARE = 0.05
 STOP_GRACE_S = 30.0
 
 IN_SERVICE = (Status.RUNNING, Status.SLEEPING)
 UP = (Presence.RUNNING, Presence.PAUSED)
-Act = Callable[[str], Awaitable[None]]
+Act = Callable[[str], Awaitable[object]]
 DOWN = (Presence.STOPPED, Presence.ABSENT)
 
 _HALF_WAY: Final = (Status.PROVISIONING, Status.DESTROYING)
@@ -64,9 +65,10 @@ class Recovery:
         self.products = products
         self.health = health
         self.old_keys: Agenda[str] = Agenda()
-        self._orphans: dict[str, float] = {}
+        self.orphans = Orphans(ground, lifecycle.operations)
         self._down_asleep: set[str] = set()
-        self._comparing = asyncio.Lock()
+        self._stale = asyncio.Event()
+        self._unadopted = False
         ground.registry.listeners.append(self._plan_key_drop)
 
     async def at_start(self) -> None:
@@ -78,9 +80,11 @@ class Recovery:
             for live in list(self.ground.registry.engines.values()):
                 one = by_id.get(live.engine.engine_id) or _absent(live)
                 adopted += self._adopt(live, one)
+                live.life = one.life
                 if live.engine.status is Status.SLEEPING and one.presence is Presence.STOPPED:
                     self._down_asleep.add(live.engine.engine_id)  # as it was left, for all we know
                 await self._meet(live, one)
+        self._unadopted = seen is None
         self.health.plan_all()
         for live in self.ground.registry.engines.values():
             self._plan_key_drop(live, None)
@@ -90,25 +94,56 @@ class Recovery:
             )
 
     async def compare_forever(self) -> None:
+        """Compare now and then, and as soon as events may have been lost."""
         while True:
-            await self.ground.clock.sleep(COMPARE_EVERY_S)
+            await self._until_due()
+            self._stale.clear()
             await self.compare()
+            await self.ground.clock.sleep(COMPARE_PAUSE_S)
+
+    async def _until_due(self) -> None:
+        every_s = COMPARE_BLIND_S if self.health.blind else COMPARE_EVERY_S
+        waits = [
+            asyncio.ensure_future(self.ground.clock.sleep(every_s - COMPARE_PAUSE_S)),
+            asyncio.ensure_future(self._stale.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
 
     async def watch_forever(self) -> None:
         """Act on what the backend says of engines, as it says it; doubts are settled by a look."""
         async for event in self.ground.backend.watch():
+            self._seen_at(event)
             live = self.ground.registry.engines.get(event.engine_id)
-            if event.kind == "resync":
-                await self.compare()
-            elif live is None:
-                if event.kind in _UNFIT_FOR_A_USER:
-                    self.ground.registry.spares.withdraw(event.engine_id)  # the pool replaces it
-            elif event.kind == "exited" and live.running:
-                live.exit_seen = True
-                if live.operation is None:
-                    await self.health.fail_if_gone(live, exit_code=event.exit_code)
-            elif live.operation is None and live.engine.status in _SURPRISING[event.kind]:
-                await self._look(live)
+            if event.kind in ("blind", "resync"):
+                self.health.blind = event.kind == "blind"
+                await self.health.ask_backend()
+                self._stale.set()
+            elif live is not None:
+                await self._hear(live, event)
+            elif event.kind in _UNFIT_FOR_A_USER:
+                self.ground.registry.spares.withdraw(event.engine_id)  # the pool replaces it
+
+    def _seen_at(self, event: BackendEvent) -> None:
+        """Note that the stream lives, where the backend has one that could die."""
+        meters = self.ground.registry.meters
+        if event.kind == "resync" or (event.kind != "blind" and meters.events_at is not None):
+            meters.events_at = self.ground.clock.now()
+
+    async def _hear(self, live: LiveEngine, event: BackendEvent) -> None:
+        if event.kind == "exited":
+            live.exit_seen = True
+        if live.operation is not None:
+            return
+        if event.kind == "exited" and live.running:
+            await self.health.fail_if_gone(live, exit_code=event.exit_code)
+        elif event.kind == "started" and live.engine.restart_at_ms is not None:
+            self.health.hasten(live)
+        elif live.engine.status in _SURPRISING[event.kind]:
+            await self._look(live)
 
     async def trim_logs_forever(self) -> None:
         """Keep engines' logs bounded; a round that fails is made up for by the next."""
@@ -120,26 +155,34 @@ class Recovery:
                 log.warning("logs not trimmed: %s", error)
 
     async def compare(self) -> None:
-        """Compare all rows with the backend, finish what has no owner, remove orphans."""
-        async with self._comparing:
-            seen = await self._list()
-            if seen is None:
-                return
-            by_id = {one.engine_id: one for one in seen}
-            engines = self.ground.registry.engines
-            self._down_asleep &= engines.keys()
-            for live in list(engines.values()):
-                if live.operation is None:
-                    await self._meet(live, by_id.get(live.engine.engine_id) or _absent(live))
-            await self._remove_orphans(seen)
-        await self.products.finish_deletions()
+        """Compare all rows with the backend, finish what has no owner, remove orphans.
+
+        All at once, and what takes time goes on by itself: nobody waits for the slowest.
+        """
+        seen = await self._list()
+        if seen is None:
+            return
+        by_id = {one.engine_id: one for one in seen}
+        engines = self.ground.registry.engines
+        self._down_asleep &= engines.keys()
+        idle = [live for live in engines.values() if live.operation is None]
+        meetings = [
+            self._meet(live, by_id.get(live.engine.engine_id) or _absent(live)) for live in idle
+        ]
+        await asyncio.gather(*meetings)
+        self._unadopted = False
+        self.orphans.remove(seen)
+        self.products.go_on_with_deletions()
 
     async def _list(self) -> Sequence[Observation] | None:
         try:
-            return await self.ground.backend.list()
+            seen = await self.ground.backend.list()
         except BackendError as error:
             log.warning("the backend cannot be listed, nothing is concluded: %s", error)
+            await self.health.ask_backend()
             return None
+        self.health.backend_ok = True
+        return seen
 
     # One engine
 
@@ -160,11 +203,16 @@ class Recovery:
     def _agree(self, live: LiveEngine, seen: Observation) -> bool:
         match live.engine.status:
             case Status.FAILED:
-                return seen.presence in DOWN or live.engine.restart_at_ms is not None
+                down = seen.presence in DOWN and not seen.restarting
+                return down or live.engine.restart_at_ms is not None
+            case Status.RUNNING if seen.life != live.life or self._has_another_key(live, seen):
+                return False
             case Status.SLEEPING if live.engine.deep or live.engine.engine_id in self._down_asleep:
                 return seen.presence is Presence.STOPPED
             case status:
-                return seen.presence is _STEADY.get(status) and seen.connected
+                return (
+                    seen.presence is _STEADY.get(status) and seen.connected and not seen.restarting
+                )
 
     async def _look(self, live: LiveEngine) -> None:
         """Ask for this engine alone, and settle it unless it has moved on meanwhile."""
@@ -178,7 +226,7 @@ class Recovery:
 
     async def _settle(self, live: LiveEngine, seen: Observation) -> None:
         """Bring row and backend together; what takes time goes on as an operation."""
-        if self.ground.registry.journal_status != "ok":
+        if self.ground.registry.journal_status != "ok" or self.lifecycle.operations.closed:
             return
         try:
             await self._settle_one(live, seen)
@@ -189,6 +237,7 @@ class Recovery:
         if seen.data_lost and live.engine.status in _STEADY:
             await self.health.fail_without_data(live, seen.detail)
             return
+        up = seen.presence in UP or seen.restarting
         match live.engine.status:
             case status if status in _STEADY and not seen.connected:
                 self._bring(live, self.ground.backend.reconnect, "brought back onto its network")
@@ -200,9 +249,9 @@ class Recovery:
                 await self._settle_running(live, seen)
             case Status.SLEEPING:
                 self._settle_sleeping(live, seen)
-            case Status.STOPPED if seen.presence in UP:
+            case Status.STOPPED if up:
                 self._bring(live, self._stop, "stopped again")
-            case Status.FAILED if seen.presence in UP and live.engine.restart_at_ms is None:
+            case Status.FAILED if up and live.engine.restart_at_ms is None:
                 self._bring(live, self._stop, "stopped, it was given up")
             case _:
                 pass  # they agree
@@ -215,6 +264,8 @@ class Recovery:
                 self._bring(live, self._stop, "stopped again, it sleeps deeply")
         elif seen.presence is Presence.RUNNING:
             self._bring(live, self.ground.backend.pause, "paused again")
+        elif seen.restarting:
+            self._bring(live, self._stop, "stopped, the backend was restarting it")
         elif seen.presence in DOWN and engine_id not in self._down_asleep:
             self.ground.registry.note("adopt", live=live, found=seen.presence.value)
         if seen.presence in DOWN:
@@ -225,10 +276,24 @@ class Recovery:
     async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
         if live.engine.pending_key is not None:
             await self._settle_rotation(live, seen)
-        if seen.presence in DOWN:
+        if not live.life and seen.presence in UP:
+            live.life = seen.life
+            if self._unadopted:
+                self._adopt(live, seen)
+        if seen.presence in DOWN or seen.life != live.life:
             await self.health.fail_if_gone(live)
         elif seen.presence is Presence.PAUSED:
             self._bring(live, self.ground.backend.unpause, "unpaused")
+        elif self._has_another_key(live, seen):
+            self._bring(live, lambda _: self._with_its_key(live), "given its key again")
+
+    def _has_another_key(self, live: LiveEngine, seen: Observation) -> bool:
+        """Return whether a rotation that failed left it with the key that is not in force."""
+        by_file = self.ground.config.engine.rotate_mode == "live"
+        return not by_file and seen.key_hash not in (None, live.engine.key_hash)
+
+    async def _with_its_key(self, live: LiveEngine) -> None:
+        await self.lifecycle.booter.bring_up(live, late=BootTimeoutError)
 
     async def _settle_rotation(self, live: LiveEngine, seen: Observation) -> None:
         """Finish a rotation whose new key the engine already has, else forget it."""
@@ -253,9 +318,12 @@ class Recovery:
 
         async def work(_: Operation) -> None:
             try:
-                await act(live.engine.engine_id)
+                async with asyncio.timeout(REPAIR_S):
+                    await act(live.engine.engine_id)
             except BackendError as error:
                 raise told(error) from error
+            except TimeoutError as error:
+                raise told(unanswered("settle", live)) from error
             self.ground.registry.note("recovered", live=live, what=what)
 
         self.lifecycle.operations.begin(live, "settle", work, actor="system")
@@ -285,31 +353,6 @@ class Recovery:
                 await self.lifecycle.rotation.drop_old_key(live)
             except GateError:
                 self.old_keys.put(engine_id, now + COMPARE_EVERY_S)
-
-    # Orphans
-
-    async def _remove_orphans(self, seen: Sequence[Observation]) -> None:
-        """Remove engines of this instance without a row, after a grace and never many."""
-        now = self.ground.clock.now()
-        strangers = {
-            one.engine_id
-            for one in seen
-            if one.presence is not Presence.ABSENT and not self.ground.registry.knows(one.engine_id)
-        }
-        self._orphans = {one: self._orphans.get(one, now) for one in strangers}
-        due = [one for one, since in self._orphans.items() if now - since >= ORPHAN_GRACE_S]
-        limit = max(ORPHANS_MIN, ORPHANS_SHARE * len(self.ground.registry.engines))
-        if len(due) > limit:
-            log.error("%d engines without a row: too many to be true, hands off", len(due))
-            return
-        for engine_id in due:
-            try:
-                await self.ground.backend.remove_orphan(engine_id)
-            except BackendError as error:
-                log.warning("orphan %s not removed yet: %s", engine_id, error)
-                continue
-            del self._orphans[engine_id]
-            self.ground.registry.note("orphan_removed", orphan=engine_id)
 
 
 def _absent(live: LiveEngine) -> Observation:

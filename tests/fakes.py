@@ -25,7 +25,7 @@ from enginegate.backends.base import (
     Usage,
 )
 from enginegate.clock import Clock, SystemClock
-from enginegate.errors import BackendError, DataLostError, PortTakenError
+from enginegate.errors import BackendError, DataLostError, NotRunningError, PortTakenError
 from enginegate.probe import Health
 
 WALL_START_MS = 1_750_000_000_000
@@ -295,8 +295,9 @@ class FakeBackend:
     def restart_behind(self, engine_id: str, *, tell: bool = True) -> None:
         """Let the backend restart the engine by itself: same container, another life."""
         engine = self.engine(engine_id)
+        restarts = engine.restarts
         self._run(engine)
-        engine.restarts += 1
+        engine.restarts = restarts + 1
         if tell:
             self._tell("started", engine)
 
@@ -336,9 +337,13 @@ class FakeBackend:
     def url(self, spec: EngineSpec) -> str:
         return f"http://127.0.0.1:{spec.port}"
 
-    async def start(self, spec: EngineSpec) -> None:
+    async def prepare(self, spec: EngineSpec) -> None:
+        """Do nothing: every image is there."""
+
+    async def start(self, spec: EngineSpec) -> Observation:
         async with self._call("start", spec.engine_id):
             self._start(spec)
+            return self.engine(spec.engine_id).observe()
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         async with self._call("stop", engine_id):
@@ -353,9 +358,11 @@ class FakeBackend:
         async with self._call("pause", engine_id):
             self._living("pause", engine_id).presence = Presence.PAUSED
 
-    async def unpause(self, engine_id: str) -> None:
+    async def unpause(self, engine_id: str) -> Observation:
         async with self._call("unpause", engine_id):
-            self._living("unpause", engine_id).presence = Presence.RUNNING
+            engine = self._living("unpause", engine_id)
+            engine.presence, engine.connected = Presence.RUNNING, True
+            return engine.observe()
 
     async def reconnect(self, engine_id: str) -> None:
         async with self._call("reconnect", engine_id):
@@ -485,6 +492,7 @@ class FakeBackend:
         self.world.lives += 1
         engine.life, engine.started_at = self.world.lives, self.clock.now()
         engine.presence, engine.exit_code, engine.connected = Presence.RUNNING, None, True
+        engine.restarts = 0
         engine.connections = []
         name = engine.spec.engine_id
         self.world.logs.setdefault(name, []).append(
@@ -499,7 +507,7 @@ class FakeBackend:
     def _living(self, operation: str, engine_id: str) -> FakeEngine:
         engine = self.alive.get(engine_id)
         if engine is None:
-            raise BackendError(operation, engine_id, "the engine does not run")
+            raise NotRunningError(operation, engine_id, "the engine does not run")
         return engine
 
     def _tell(self, kind: str, engine: FakeEngine, exit_code: int | None = None) -> None:

@@ -33,8 +33,11 @@ class StillBackend:
     def url(self, spec: EngineSpec) -> str:
         return f"http://127.0.0.1:{spec.port}"
 
-    async def start(self, spec: EngineSpec) -> None:
+    async def prepare(self, spec: EngineSpec) -> None: ...
+
+    async def start(self, spec: EngineSpec) -> Observation:
         self._seen[spec.engine_id] = Presence.RUNNING
+        return await self.inspect(spec.engine_id)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:  # noqa: ARG002 - the protocol's
         self._seen[engine_id] = Presence.STOPPED
@@ -42,8 +45,9 @@ class StillBackend:
     async def pause(self, engine_id: str) -> None:
         self._seen[engine_id] = Presence.PAUSED
 
-    async def unpause(self, engine_id: str) -> None:
+    async def unpause(self, engine_id: str) -> Observation:
         self._seen[engine_id] = Presence.RUNNING
+        return await self.inspect(engine_id)
 
     async def reconnect(self, engine_id: str) -> None: ...
 

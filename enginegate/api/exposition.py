@@ -158,9 +158,15 @@ class _Gate(Collector):
         if (events_at := registry.meters.events_at) is not None:
             yield _gauge(
                 "enginegate_docker_events_age_seconds",
-                "Since the Docker event stream last said anything.",
+                "Since the Docker event stream last said anything or was dialled.",
                 max(now - events_at, 0.0),
             )
+            yield _gauge(
+                "enginegate_docker_events_up", "1: events come.", not services.health.blind
+            )
+        yield _gauge(
+            "enginegate_orphans", "Engines of this instance without a row.", registry.meters.orphans
+        )
         version = GaugeMetricFamily("enginegate_build_info", "Always 1.", labels=["version"])
         version.add_metric([enginegate.__version__], 1)
         yield version

@@ -67,7 +67,7 @@ class Metrics(Struct, frozen=True, kw_only=True):
 
 class Subsystems(Struct, frozen=True, kw_only=True):
     journal: Annotated[str, shown(enum=["ok", "full", "failed"])]
-    backend: Annotated[str, shown(enum=["ok", "down"])]
+    backend: Annotated[str, shown(enum=["ok", "blind", "down"])]
 
 
 class Health(Struct, frozen=True, kw_only=True):

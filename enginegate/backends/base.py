@@ -42,9 +42,12 @@ class Observation(Struct, frozen=True, kw_only=True):
     `life` names one life of the process or container (pid and start time, or
     container id and StartedAt); another life means that it was restarted.
     `key_hash` is the hash it was started with, None where that is not known.
-    `restarts` counts restarts that the backend made by itself. `connected` is False
-    where somebody took the engine off its network; `data_lost` is True where neither the
-    engine nor its data are there, which `detail` names (only `inspect` looks for them).
+    `restarts` counts restarts that the backend made by itself since it was started.
+    `restarting` is True while the backend is about to start it again by itself.
+    `connected` is False where it is cut off from the network it is served on.
+    `data_lost` is True where neither the engine nor its data are there, which `detail`
+    names (only `inspect` looks for them).
+    `image` names the content it was made from, where it was made from an image.
     """
 
     engine_id: str
@@ -55,16 +58,19 @@ class Observation(Struct, frozen=True, kw_only=True):
     engine_version: str | None = None
     exit_code: int | None = None
     restarts: int = 0
+    restarting: bool = False
     connected: bool = True
     data_lost: bool = False
+    image: str = ""
     detail: str = ""
 
 
 class BackendEvent(Struct, frozen=True, kw_only=True):
     """A hint that an engine changed; the listing is the truth.
 
-    `kind` is `exited`, `started`, `paused`, `unpaused`, `removed`, or `resync`
-    (events may have been lost: compare everything; `engine_id` is empty).
+    `kind` is `exited`, `started`, `paused`, `unpaused` or `removed`; with an empty
+    `engine_id` it is `blind` (no events come until further notice) or `resync` (they
+    do; some may have been lost, so compare everything).
     """
 
     kind: str
@@ -106,17 +112,26 @@ class Backend(Protocol):
         """Return where products reach the engine."""
         ...
 
-    async def start(self, spec: EngineSpec) -> None:
+    async def prepare(self, spec: EngineSpec) -> None:
+        """Fetch what a start needs and may be long in coming: the image.
+
+        Raises:
+            ImageUnavailableError: the image cannot be had.
+            BackendError: anything else.
+        """
+        ...
+
+    async def start(self, spec: EngineSpec) -> Observation:
         """Make the engine exist and run according to the spec, on its own data.
 
         Creates what is missing, replaces what differs from the spec (the volume is
         kept), starts what is stopped, leaves alone what runs as the spec says, and
-        thaws what is frozen. Does not wait for health.
+        thaws what is frozen. Does not wait for health. Returns what runs now.
 
         Raises:
             PortTakenError: another program holds the port.
+            DataLostError: it is not fresh, and its data are not there.
             ImageUnavailableError: the image cannot be had.
-            DataLostError: the spec says that there are data, and there are none.
             BackendError: anything else.
         """
         ...
@@ -126,11 +141,21 @@ class Backend(Protocol):
         ...
 
     async def pause(self, engine_id: str) -> None:
-        """Freeze a running engine; a frozen one stays frozen."""
+        """Freeze a running engine; a frozen one stays frozen.
+
+        Raises:
+            NotRunningError: it has no process.
+            BackendError: anything else.
+        """
         ...
 
-    async def unpause(self, engine_id: str) -> None:
-        """Thaw a frozen engine; a running one stays running."""
+    async def unpause(self, engine_id: str) -> Observation:
+        """Thaw a frozen engine; a running one stays running. Returns what runs now.
+
+        Raises:
+            NotRunningError: it has no process.
+            BackendError: anything else.
+        """
         ...
 
     async def reconnect(self, engine_id: str) -> None:

@@ -32,7 +32,7 @@ from enginegate.backends.process_files import Files, Record
 from enginegate.backends.process_launch import Launcher, base_environ, checked
 from enginegate.backends.process_life import Life, sweep
 from enginegate.backends.process_slot import Slot, required, to_the_end, within
-from enginegate.errors import BackendError
+from enginegate.errors import BackendError, NotRunningError
 
 SAMPLE_COMMAND: Final[list[str]] = [
     sys.executable,
@@ -124,15 +124,18 @@ class ProcessBackend:
     def url(self, spec: EngineSpec) -> str:
         return f"http://{self._host}:{spec.port}"
 
-    async def start(self, spec: EngineSpec) -> None:
+    async def prepare(self, spec: EngineSpec) -> None: ...
+
+    async def start(self, spec: EngineSpec) -> Observation:
         async with self._turn(spec.engine_id) as slot:
             life = slot.living()
             if life is not None and self._launcher.fits(life.record, spec):
                 await self._put_key(spec.engine_id, spec.key_hashes)
                 await self._thaw(life)
-                return
-            await self._end(slot, self._replace_grace_s)
-            await to_the_end(self._spawn(slot, spec))
+            else:
+                await self._end(slot, self._replace_grace_s)
+                await to_the_end(self._spawn(slot, spec))
+            return self._observe(slot)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         async with self._turn(engine_id) as slot:
@@ -145,12 +148,12 @@ class ProcessBackend:
             life.send(signal.SIGSTOP)
             await self._until(life, "pause", frozen=True)
 
-    async def unpause(self, engine_id: str) -> None:
+    async def unpause(self, engine_id: str) -> Observation:
         async with self._turn(engine_id) as slot:
             await self._thaw(required(slot, "unpause", engine_id))
+            return self._observe(slot)
 
-    async def reconnect(self, engine_id: str) -> None:
-        """Do nothing: a process has no network of its own."""
+    async def reconnect(self, engine_id: str) -> None: ...
 
     async def destroy(self, engine_id: str) -> None:
         """Kill at once, also an engine that another call is waiting for; then remove all."""
@@ -170,7 +173,7 @@ class ProcessBackend:
         slot = self._slots.get(engine_id)
         if slot is None or slot.record is None:
             return Observation(engine_id=engine_id, presence=Presence.ABSENT)
-        return self._observe(slot, slot.record, None)
+        return self._observe(slot)
 
     async def list(self) -> Sequence[Observation]:
         lives = [slot.life for slot in self._slots.values() if slot.life is not None]
@@ -178,7 +181,7 @@ class ProcessBackend:
             "list", None, lambda: {life: life.stat() for life in lives if not life.over}
         )
         return [
-            self._observe(slot, slot.record, None if slot.life is None else stats.get(slot.life))
+            self._observe(slot, None if slot.life is None else stats.get(slot.life))
             for slot in self._slots.values()
             if slot.record is not None
         ]
@@ -294,7 +297,7 @@ class ProcessBackend:
                 raise BackendError(operation, engine_id, "the process does not follow the signal")
             await asyncio.sleep(STATE_PAUSE_S)
         if life.has_ended():
-            raise BackendError(operation, engine_id, "the process has ended")
+            raise NotRunningError(operation, engine_id, "the process has ended")
 
     async def _put_key(self, engine_id: str, hashes: Sequence[str]) -> None:
         await self._in_thread("put_key", engine_id, self._files.write_key, engine_id, hashes)
@@ -317,9 +320,10 @@ class ProcessBackend:
             self._let_go(slot.life)
         slot.record = slot.life = None
 
-    def _observe(self, slot: Slot, record: Record, stat: proc.Stat | None) -> Observation:
+    def _observe(self, slot: Slot, stat: proc.Stat | None = None) -> Observation:
         """Say what is; an end is noticed even if the loop has not come round to it."""
-        life, presence = slot.life, Presence.STOPPED
+        record, life, presence = slot.record, slot.life, Presence.STOPPED
+        assert record is not None
         if life is not None and life.has_ended():
             self._ended(life)
         elif life is not None and (stat := stat or life.stat()) is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from enginegate.backends.process_files import Record
 from enginegate.backends.process_life import Life
-from enginegate.errors import BackendError
+from enginegate.errors import NotRunningError
 
 
 class Slot:
@@ -27,10 +27,10 @@ class Slot:
 
 
 def required(slot: Slot, operation: str, engine_id: str) -> Life:
-    """Return the engine's living process; BackendError where there is none."""
+    """Return the engine's living process; NotRunningError where there is none."""
     life = slot.living()
     if life is None:
-        raise BackendError(operation, engine_id, "the engine does not run")
+        raise NotRunningError(operation, engine_id, "the engine does not run")
     return life
 
 

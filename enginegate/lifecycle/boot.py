@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import re
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from enginegate import facts as f
-from enginegate.backends.base import EngineSpec, Presence
+from enginegate.backends.base import EngineSpec, Observation, Presence
 from enginegate.config import Config
 from enginegate.errors import (
     BackendError,
@@ -25,7 +26,7 @@ from enginegate.registry import LiveEngine
 log = logging.getLogger(__name__)
 
 LOG_LINES = 50  # of a failed boot, kept in its audit entry
-LOG_WAIT_S = 5.0
+LOG_WAIT_S = 3.0  # part of what an answer may be late by
 PORTS_TRIED_MAX = 20
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.25
@@ -59,25 +60,53 @@ class Booter:
             fresh=engine.booted_at_ms is None,
         )
 
-    async def start(self, live: LiveEngine, *, key_hash: str | None = None) -> None:
-        """Start the engine; if another program holds its port, move it to a free one.
+    async def bring_up(
+        self,
+        live: LiveEngine,
+        *,
+        late: type[GateError],
+        key_hash: str | None = None,
+        turn: AbstractAsyncContextManager[None] | None = None,
+    ) -> Observation:
+        """Start the engine and wait until it is healthy, in `boot.timeout_s` for both.
+
+        What has to be fetched first is not counted; `turn` is waited for, and held during
+        the start. Returns what was started.
 
         Raises:
             PortExhaustionError: every port of the range is leased or held.
             BackendFailedError, BackendUnavailableError: the backend could not.
+            GateError: `late`, when the time is over.
         """
+        try:
+            await self.ground.backend.prepare(self.spec(live.engine, key_hash=key_hash))
+        except BackendError as error:
+            raise told(error) from error
+        timeout_s = self.ground.config.boot.timeout_s
+        began = self.ground.clock.now()
+        try:
+            async with asyncio.timeout(timeout_s), turn or nullcontext():
+                begun = await self._start(live, key_hash)
+        except TimeoutError as error:
+            raise told(unanswered("start", live)) from error
+        await self.until_healthy(live, since=began, timeout_s=timeout_s, late=late)
+        return begun
+
+    async def _start(self, live: LiveEngine, key_hash: str | None) -> Observation:
+        """Start it; if another program holds its port, move it to a free one."""
         held: set[int] = set()
         while True:
             live.exit_seen = False
             try:
-                await self.ground.backend.start(self.spec(live.engine, key_hash=key_hash))
+                begun = await self.ground.backend.start(self.spec(live.engine, key_hash=key_hash))
             except PortTakenError:
                 held.add(live.engine.port)
                 await self._move_port(live, held)
             except BackendError as error:
                 raise told(error) from error
             else:
-                return
+                live.life = begun.life
+                return begun
 
     async def _move_port(self, live: LiveEngine, held: set[int]) -> None:
         port = self.ground.registry.free_port(held)
@@ -105,16 +134,21 @@ class Booter:
         return f"http://{host}:{live.engine.port}{engine.health_path}"
 
     async def until_healthy(
-        self, live: LiveEngine, *, timeout_s: float, late: type[GateError]
+        self,
+        live: LiveEngine,
+        *,
+        timeout_s: float,
+        late: type[GateError],
+        since: float | None = None,
     ) -> None:
-        """Wait for the first good probe.
+        """Wait for the first good probe, for `timeout_s` counted from `since` (monotonic) or now.
 
         Raises:
             BackendFailedError: the engine exited instead.
             GateError: `late`, when the time is over.
         """
+        deadline = (self.ground.clock.now() if since is None else since) + timeout_s
         clock = self.ground.clock
-        deadline = clock.now() + timeout_s
         look_at = clock.now() + LOOK_EVERY_S
         pause_s = POLL_FIRST_S
         while (left_s := deadline - clock.now()) > 0:
@@ -147,6 +181,12 @@ class Booter:
             log.warning("no log of engine %s: %s", live.engine.engine_id, error)
             return []
         return [_KEY.sub(r"\1-***", line) for line in lines]
+
+
+def unanswered(operation: str, live: LiveEngine) -> BackendError:
+    """Return the error of a verb whose time is over: nothing is known of how it ended."""
+    engine_id = live.engine.engine_id
+    return BackendError(operation, engine_id, "no answer in time", unavailable=True)
 
 
 def told(error: BackendError) -> GateError:

@@ -29,13 +29,10 @@ class Failures:
         actor: str = "system",
         **metadata: Any,
     ) -> None:
-        """Record that the engine failed and plan its restart, or give up.
-
-        An engine without its data is given up at once: what is lost does not come back by trying.
-        """
+        """Record that the engine failed and plan its restart, or give up."""
         engine = live.engine
         attempts = engine.restart_attempts if self._flapping(engine, during) else 0
-        plan = None if isinstance(error, DataGoneError) else self.plan(attempts + 1)
+        plan = self.plan(attempts + 1, error)
         await self.ground.registry.commit(
             f.Failed(
                 **self.ground.ids(live),
@@ -46,11 +43,17 @@ class Failures:
                 reason=error.message if error else reason,
                 restart_at_ms=plan,
                 restart_attempts=attempts,
-                metadata={**metadata, "log": await self.booter.log_tail(live)},
+                metadata={**metadata, "log": await self.log_tail(live, error)},
             )
         )
         if plan is None:
             await self.give_up(live)
+
+    async def log_tail(self, live: LiveEngine, error: GateError | None) -> list[str]:
+        """Return the engine's last words; none of a backend that does not answer anyway."""
+        if error is not None and error.code == "BACKEND_UNAVAILABLE":
+            return []
+        return await self.booter.log_tail(live)
 
     def _flapping(self, engine: Engine, during: str) -> bool:
         """Whether it failed again before it was well for long enough to start counting anew."""
@@ -59,10 +62,13 @@ class Failures:
         well_s = (self.ground.clock.wall_ms() - engine.booted_at_ms) / 1000
         return 0 <= well_s < self.ground.config.restart.backoff_max_s
 
-    def plan(self, attempt: int) -> int | None:
-        """Return when attempt number `attempt` is due, None if there is to be none."""
+    def plan(self, attempt: int, error: GateError | None) -> int | None:
+        """Return when attempt number `attempt` is due, None if there is to be none.
+
+        That is so after too many, and where no attempt brings back what was lost.
+        """
         restart = self.ground.config.restart
-        if attempt > restart.max_attempts:
+        if isinstance(error, DataGoneError) or attempt > restart.max_attempts:
             return None
         pause_s = wait_s(attempt, base_s=restart.backoff_base_s, max_s=restart.backoff_max_s)
         return self.ground.clock.wall_ms() + round(pause_s * 1000)

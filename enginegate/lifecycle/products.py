@@ -7,7 +7,6 @@ from enginegate import facts as f
 from enginegate.clock import Clock
 from enginegate.errors import (
     EngineNotFoundError,
-    GateError,
     ProductNotFoundError,
     ProductSlugExistsError,
 )
@@ -95,6 +94,11 @@ class Products:
         failing backend leaves behind is tried again in the background.
         """
         live = self.get(product_id)
+        count: int = await self._begin_deletion(live, actor=actor).join()
+        return count
+
+    def _begin_deletion(self, live: LiveProduct, *, actor: str) -> Operation:
+        product_id = live.product.product_id
         at_work = self._deletions.get(product_id)
         if at_work is None:
             at_work = self.operations.operation(
@@ -106,8 +110,7 @@ class Products:
                 lambda _: self._delete(live, actor=actor),
                 lambda: self._deletions.pop(product_id),
             )
-        count: int = await at_work.join()
-        return count
+        return at_work
 
     async def _delete(self, live: LiveProduct, *, actor: str) -> int:
         product_id = live.product.product_id
@@ -151,10 +154,8 @@ class Products:
             raise ProductNotFoundError("The product is being deleted.")
         return live
 
-    async def finish_deletions(self) -> None:
-        """Go on with deletions that a crash or a failing backend left half-done."""
-        for live in [p for p in self.registry.products.values() if p.product.deleting]:
-            try:
-                await self.delete(live.product.product_id, actor="system")
-            except GateError:
-                continue  # still in the way; the next round tries again
+    def go_on_with_deletions(self) -> None:
+        """Take up deletions that a crash or a failing backend left half-done."""
+        for live in self.registry.products.values():
+            if live.product.deleting and not self.operations.closed:
+                self._begin_deletion(live, actor="system")

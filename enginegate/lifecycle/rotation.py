@@ -1,7 +1,13 @@
 """A new key for a running engine, by replacing it or under its feet."""
 
 from enginegate import facts as f
-from enginegate.errors import BackendError, BootTimeoutError, GateError, StorageUnavailableError
+from enginegate.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BootTimeoutError,
+    GateError,
+    StorageUnavailableError,
+)
 from enginegate.keys import digest_hex
 from enginegate.lifecycle.boot import Booter, told
 from enginegate.lifecycle.failure import Failures
@@ -59,10 +65,7 @@ class Rotation:
         return self.ground.clock.wall_ms() + max(round(overlap_s * 1000), 1)
 
     async def _swap_by_restart(self, live: LiveEngine, key_hash: str) -> None:
-        await self.booter.start(live, key_hash=key_hash)
-        await self.booter.until_healthy(
-            live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
-        )
+        await self.booter.bring_up(live, late=BootTimeoutError, key_hash=key_hash)
 
     async def _rotation_failed(
         self, live: LiveEngine, error: GateError, started: float, *, actor: str
@@ -85,8 +88,17 @@ class Rotation:
         except BackendError as again:
             told(again)  # to the log; the caller hears of the first error
         except GateError as again:
-            if not isinstance(again, StorageUnavailableError):
+            away = isinstance(again, BackendUnavailableError) and await self._serves(live)
+            if not (away or isinstance(again, StorageUnavailableError)):
                 await self.failures.fail(live, during="running", error=again, cause="rotate_key")
+
+    async def _serves(self, live: LiveEngine) -> bool:
+        """Return whether it answers all the while that the backend does not.
+
+        The comparison sees to it that its key is the one in force.
+        """
+        timeout_s = self.ground.config.health.timeout_s
+        return (await self.booter.check(live, timeout_s=timeout_s)).ok
 
     async def drop_old_key(self, live: LiveEngine) -> None:
         """End the overlap of a live rotation: only the key in force stays in the file."""

@@ -1,18 +1,24 @@
 """Into service: boot, wake, and the automatic restart."""
 
+import asyncio
+from contextlib import AbstractAsyncContextManager
+
 from enginegate import facts as f
 from enginegate.backends.base import Presence
 from enginegate.errors import (
     BackendError,
+    BackendUnavailableError,
     BootTimeoutError,
     GateError,
+    NotRunningError,
     StorageUnavailableError,
     WakeTimeoutError,
 )
-from enginegate.lifecycle.boot import Booter, DataGoneError, told
+from enginegate.lifecycle.boot import Booter, told, unanswered
 from enginegate.lifecycle.failure import RESTART_GRACE_S, Failures
 from enginegate.lifecycle.fair import FairPlaces
 from enginegate.lifecycle.ground import Ground
+from enginegate.model import Outcome
 from enginegate.registry import LiveEngine
 
 # A little more than a backend does at once: its own queue, in which wakes go first, is
@@ -34,10 +40,7 @@ class Starter:
     async def boot(self, live: LiveEngine, *, via: str, actor: str) -> None:
         started = self.ground.clock.now()
         try:
-            await self.booter.start(live)
-            await self.booter.until_healthy(
-                live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
-            )
+            begun = await self.booter.bring_up(live, late=BootTimeoutError)
         except GateError as error:
             if not isinstance(error, StorageUnavailableError):
                 await self.failures.fail(
@@ -51,7 +54,11 @@ class Starter:
                 actor=actor,
                 duration_ms=self.ground.took_ms(started),
                 via=via,
-                metadata={"engine_version": live.engine.engine_version, "url": live.url},
+                metadata={
+                    "engine_version": live.engine.engine_version,
+                    "url": live.url,
+                    **({"image": begun.image} if begun.image else {}),
+                },
             )
         )
 
@@ -59,6 +66,12 @@ class Starter:
         started = self.ground.clock.now()
         try:
             tier = await self._thaw(live)
+        except BackendUnavailableError as error:
+            # It sleeps as well as before: that the backend is away is not its fault.
+            self.ground.registry.note(
+                via, live=live, outcome=Outcome.FAILED, actor=actor, reason=error.message
+            )
+            raise
         except GateError as error:
             if not isinstance(error, StorageUnavailableError):
                 await self.failures.fail(
@@ -83,39 +96,40 @@ class Starter:
 
     async def _thaw(self, live: LiveEngine) -> str:
         """Bring it up from wherever it sleeps; return the tier it slept in."""
-        config = self.ground.config
-        async with self._wakes.place(live.engine.product_id):
-            tier = await self._brought_up(live)
-        timeout_s = config.engine.wake_timeout_s if tier == FROZEN else config.boot.timeout_s
-        await self.booter.until_healthy(live, timeout_s=timeout_s, late=WakeTimeoutError)
-        return tier
-
-    async def _brought_up(self, live: LiveEngine) -> str:
-        """Thaw it with one call where the row is right; else look how it sleeps."""
+        timeout_s = self.ground.config.engine.wake_timeout_s
+        began = self.ground.clock.now()
         try:
-            if not live.engine.deep:
-                await self.ground.backend.unpause(live.engine.engine_id)
-                return FROZEN
-        except BackendError as error:
-            if error.unavailable:
-                raise told(error) from error
-        return await self._looked_up(live)
+            async with asyncio.timeout(timeout_s), self._turn(live):
+                frozen = await self._thawed(live)
+        except TimeoutError as error:
+            raise told(unanswered("wake", live)) from error
+        if not frozen:
+            await self.booter.bring_up(live, late=WakeTimeoutError, turn=self._turn(live))
+            return STOPPED
+        await self.booter.until_healthy(
+            live, since=began, timeout_s=timeout_s, late=WakeTimeoutError
+        )
+        return FROZEN
 
-    async def _looked_up(self, live: LiveEngine) -> str:
+    def _turn(self, live: LiveEngine) -> AbstractAsyncContextManager[None]:
+        return self._wakes.place(live.engine.product_id)
+
+    async def _thawed(self, live: LiveEngine) -> bool:
+        """Thaw it, with one call where the row is right; False where it has to be started."""
         backend, engine_id = self.ground.backend, live.engine.engine_id
         try:
-            seen = await backend.inspect(engine_id)
-            if seen.presence is Presence.PAUSED:
-                await backend.unpause(engine_id)
+            if live.engine.deep:
+                seen = await backend.inspect(engine_id)
+                if seen.presence is Presence.RUNNING:  # the stop did not come to its end
+                    await self.failures.halt(live, grace_s=RESTART_GRACE_S)
+                if seen.presence is not Presence.PAUSED:
+                    return False
+            live.life = (await backend.unpause(engine_id)).life
+        except NotRunningError:
+            return False
         except BackendError as error:
             raise told(error) from error
-        up = seen.presence is Presence.RUNNING
-        if seen.presence is Presence.PAUSED or (up and not live.engine.deep):
-            return FROZEN
-        if up:  # the stop that gives its memory back did not come to its end
-            await self.failures.halt(live, grace_s=RESTART_GRACE_S)
-        await self.booter.start(live)
-        return STOPPED
+        return True
 
     async def restart(self, live: LiveEngine) -> None:
         attempt = live.engine.restart_attempts + 1
@@ -125,11 +139,9 @@ class Starter:
             f.RestartBegun(**ids, at_ms=self.ground.clock.wall_ms(), attempt=attempt)
         )
         try:
-            await self.failures.halt(live, grace_s=RESTART_GRACE_S)
-            await self.booter.start(live)
-            await self.booter.until_healthy(
-                live, timeout_s=self.ground.config.boot.timeout_s, late=BootTimeoutError
-            )
+            if not await self._restarted_already(live):
+                await self.failures.halt(live, grace_s=RESTART_GRACE_S)
+            begun = await self.booter.bring_up(live, late=BootTimeoutError)
         except StorageUnavailableError:
             raise
         except GateError as error:
@@ -141,16 +153,23 @@ class Starter:
                 at_ms=self.ground.clock.wall_ms(),
                 duration_ms=self.ground.took_ms(started),
                 via="auto_restart",
-                metadata={"attempt": attempt},
+                metadata={"attempt": attempt, "backend_restarts": begun.restarts},
             )
         )
+
+    async def _restarted_already(self, live: LiveEngine) -> bool:
+        """Return whether the backend has begun another life by itself: then that one is taken."""
+        try:
+            seen = await self.ground.backend.inspect(live.engine.engine_id)
+        except BackendError as error:
+            raise told(error) from error
+        return seen.presence is Presence.RUNNING and bool(live.life) and seen.life != live.life
 
     async def _restart_failed(
         self, live: LiveEngine, attempt: int, error: GateError, started: float
     ) -> None:
         blameless = error.code == "BACKEND_UNAVAILABLE"
-        lost = isinstance(error, DataGoneError)
-        plan = None if lost else self.failures.plan(1 if blameless else attempt + 1)
+        plan = self.failures.plan(1 if blameless else attempt + 1, error)
         await self.ground.registry.commit(
             f.RestartFailed(
                 **self.ground.ids(live),
@@ -159,7 +178,7 @@ class Starter:
                 attempt=attempt - 1 if blameless else attempt,
                 reason=error.message,
                 restart_at_ms=plan,
-                metadata={"log": await self.booter.log_tail(live)},
+                metadata={"log": await self.failures.log_tail(live, error)},
             )
         )
         if plan is None:

@@ -99,6 +99,7 @@ class LiveEngine:
     `lease_until` is monotonic seconds, `inf` for an engine that never sleeps;
     `put_off_until` is its value while it is a veto that has moved it, and `used_at` the
     last use before. `blind` says that its connections could not be seen at the last look.
+    `life` is the backend's name for the life that was last started or adopted.
     """
 
     __slots__ = (
@@ -112,6 +113,7 @@ class LiveEngine:
         "healthy_at_ms",
         "lease_s",
         "lease_until",
+        "life",
         "operation",
         "owner",
         "probe_failures",
@@ -137,6 +139,7 @@ class LiveEngine:
         self.probe_failures = 0
         self.failing = False
         self.exit_seen = False
+        self.life = ""
         self.gone = False
         self.operation: Operation | None = None
         self.signals: dict[str, Signal] = {}

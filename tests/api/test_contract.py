@@ -1870,6 +1870,7 @@ class TestSection25Trail:
         assert not await gate.audit(action="orphan_removed")
         await gate.clock.advance(2)
         await gate.recovery.compare()
+        await gate.clock.advance()
 
         assert len(await gate.audit(action="orphan_removed")) == 1
         assert set(gate.backend.world.engines) == {made["engine_id"]}

@@ -80,8 +80,20 @@ async def backend(script: Script) -> AsyncIterator[DockerBackend]:
 INSPECT = f"GET /containers/enginegate-{ENGINE}/json"
 
 
-async def test_an_engine_that_is_not_there_is_absent(backend: DockerBackend) -> None:
-    """Only Docker's own 404 makes an engine absent."""
+async def test_an_engine_that_is_not_there_is_absent(
+    backend: DockerBackend, script: Script
+) -> None:
+    """Docker's own 404 and a complete list without it make an engine absent, and nothing less."""
+    with pytest.raises(BackendError) as caught:
+        await backend.inspect(ENGINE)  # the list is a 404 too
+    assert "404" in str(caught.value)
+    row = {"Id": "c0" * 32, "State": "running", "Names": [f"/enginegate-{ENGINE}"]}
+    script.always("GET /containers/json", lambda: web.json_response([row]))
+    with pytest.raises(BackendError, match="listed, but not found") as caught:
+        await backend.inspect(ENGINE)
+    assert caught.value.unavailable
+    script.always("GET /containers/json", lambda: web.json_response([]))
+    script.always("GET /volumes", lambda: web.json_response({"Volumes": []}))
     seen = await backend.inspect(ENGINE)
     assert (seen.presence, seen.data_lost) == (Presence.ABSENT, True)
 
@@ -128,9 +140,9 @@ async def test_ping_asks_past_a_full_budget(backend: DockerBackend, script: Scri
     script.always("GET /_ping", lambda: web.Response(text="OK"))
     script.on[INSPECT] = _never
     waiting = [asyncio.ensure_future(backend.inspect(ENGINE)) for _ in range(20)]
-    await _until(lambda: len(script.asked) == daemon.IN_FLIGHT)
+    await _until(lambda: len(script.asked) == 4)
     assert await backend.ping()
-    assert script.asked.count(INSPECT) == daemon.IN_FLIGHT
+    assert script.asked.count(INSPECT) == 4  # probes leave the other places to the more urgent
     await _cancel(*waiting)
     assert backend._daemon.budget.free == daemon.IN_FLIGHT
 
@@ -149,7 +161,7 @@ async def test_a_hanging_daemon_is_given_up(
 
 async def test_a_listing_is_complete_or_fails(backend: DockerBackend, script: Script) -> None:
     """A container that cannot be inspected fails the whole listing: nothing is left out."""
-    row = {"Names": [f"/enginegate-{ENGINE}"], "Labels": OURS}
+    row = _row("running")
     script.always("GET /containers/json", lambda: web.json_response([row]))
     script.always(INSPECT, lambda: error(500, "dead"))
     with pytest.raises(BackendError) as caught:
@@ -277,7 +289,7 @@ async def test_events_are_redialled_with_a_resync(
     since: list[float] = []
 
     async def serve(request: web.Request) -> web.StreamResponse:
-        since.append(float(request.query["since"]))
+        since.append(float(request.query.get("since", 0)))
         response = web.StreamResponse()
         await response.prepare(request)
         for told in streams.pop(0) if streams else []:
@@ -289,17 +301,18 @@ async def test_events_are_redialled_with_a_resync(
     async with asyncio.timeout(5), aclosing(backend.watch()) as watching:
         async for event in watching:
             seen.append(event)
-            if len(seen) == 5:
+            if len(seen) == 6:
                 break
-    assert [event.kind for event in seen] == ["started", "exited", "resync", "started", "resync"]
-    assert seen[1] == BackendEvent(kind="exited", engine_id=ENGINE, exit_code=137)
-    assert since[1] == pytest.approx(_AT_S + 2 - 5, abs=0.01)
+    kinds = ["resync", "started", "exited", "blind", "resync", "started"]
+    assert [event.kind for event in seen] == kinds
+    assert seen[2] == BackendEvent(kind="exited", engine_id=ENGINE, exit_code=137)
+    assert since == [0, pytest.approx(_AT_S + 2 - 5, abs=0.01)]
 
 
 async def test_a_lost_daemon_is_redialled_for_ever(
     backend: DockerBackend, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refusals and garbage end no watch; the first stream after them begins with a resync."""
+    """Refusals and garbage end no watch; blindness is told once, and each stream resyncs."""
     monkeypatch.setattr(events, "_REDIAL_S", 0.01)
     monkeypatch.setattr(events, "_REDIAL_MAX_S", 0.01)
     answers = [error(500, "no"), error(404, "no"), web.Response(text="garbage\n")]
@@ -309,8 +322,8 @@ async def test_a_lost_daemon_is_redialled_for_ever(
 
     script.on["GET /events"] = serve
     async with asyncio.timeout(5), aclosing(backend.watch()) as watching:
-        kinds = [(await anext(watching)).kind for _ in range(3)]
-    assert kinds == ["resync", "resync", "exited"]  # garbage came with a stream
+        kinds = [(await anext(watching)).kind for _ in range(6)]
+    assert kinds == ["blind", "resync", "resync", "blind", "resync", "exited"]
 
 
 async def test_the_most_urgent_waiter_comes_first() -> None:
@@ -411,6 +424,16 @@ def _event(action: str, at_s: int) -> dict[str, Any]:
     }
 
 
+def _row(state: str) -> dict[str, Any]:
+    return {
+        "Id": "c0" * 32,
+        "Names": [f"/enginegate-{ENGINE}"],
+        "Labels": OURS,
+        "State": state,
+        "Status": "Up 3 minutes",
+    }
+
+
 def _container(status: str) -> dict[str, Any]:
     return {
         "Id": "c0" * 32,
@@ -418,6 +441,8 @@ def _container(status: str) -> dict[str, Any]:
         "Image": "sha256:d1",
         "State": {"Status": status},
         "Config": {"Labels": OURS},
+        "HostConfig": {"NetworkMode": "engine_net"},
+        "NetworkSettings": {"Networks": {"engine_net": {}}},
     }
 
 

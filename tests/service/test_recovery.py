@@ -8,6 +8,7 @@ import pytest
 
 from enginegate.backends.base import BackendEvent, EngineSpec, Presence
 from enginegate.config import Config, EngineSettings
+from enginegate.errors import BackendUnavailableError
 from enginegate.lifecycle.boot import DataGoneError
 from enginegate.model import Status
 from enginegate.registry import LiveEngine
@@ -168,8 +169,12 @@ async def test_engines_without_a_row_go_after_a_grace(gate: Any, clock: Any) -> 
         await stray(f"stray{n}")
     await gate.recovery.compare()
     await clock.advance(61)
-    await gate.recovery.compare()
+    for _ in range(2):
+        await gate.recovery.compare()
+        await settle()
     assert len(gate.backend.alive) == 5
+    assert gate.registry.meters.orphans == 4
+    assert gate.actions()[-2:] == ["orphan_removed", "orphan_removed!"]
 
 
 async def test_what_happened_behind_our_back_is_put_right(gate: Any) -> None:
@@ -217,10 +222,76 @@ async def test_an_event_that_speaks_against_the_row_is_looked_into_at_once(gate:
 async def test_lost_events_are_made_up_for_by_a_comparison(gate: Any) -> None:
     """Where the stream says that it has a gap, everything is compared."""
     live = await gate.engine(await gate.product())
+    gate.run_loops()
     gate.backend.freeze_behind(live.engine.engine_id, tell=False)
     gate.backend.emit(BackendEvent(kind="resync"))
     await settle()
     assert agree(gate)
+
+
+async def test_a_blind_watch_is_said_and_compares_more_often(gate: Any, clock: Any) -> None:
+    """What happens while no events come is put right within ten seconds."""
+    live = await gate.engine(await gate.product())
+    gate.run_loops()
+    gate.backend.emit(BackendEvent(kind="blind"))
+    await settle()
+    assert gate.health.blind
+    await clock.advance(1)
+    gate.backend.freeze_behind(live.engine.engine_id, tell=False)
+    await clock.advance(10)
+    assert agree(gate)
+    gate.backend.emit(BackendEvent(kind="resync"))
+    await settle()
+    assert not gate.health.blind
+
+
+@pytest.mark.parametrize("tell", [True, False])
+async def test_the_backends_own_restart_is_a_crash_and_the_restart_at_once(
+    gate: Any, clock: Any, tell: bool
+) -> None:
+    """Counted and audited, told or not; the new life is taken as it is, not restarted again."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.run_loops()
+    gate.backend.crash(live.engine.engine_id, tell=tell)
+    gate.backend.restart_behind(live.engine.engine_id, tell=tell)
+    life = gate.backend.engine(live.engine.engine_id).life
+    await clock.advance(0.5 if tell else 25)
+    assert live.running
+    assert gate.backend.engine(live.engine.engine_id).life == life
+    assert (gate.backend.count("stop"), [s.kind for s in owner.tally.samples][1:]) == (
+        0,
+        ["crash", "restart"],
+    )
+    failed = next(one for one in gate.registry.trail.recent if one.action == "health_failed")
+    assert failed.metadata["backend_restarts"] == 1
+
+
+async def test_a_restart_by_other_hands_is_no_crash(gate: Any, clock: Any) -> None:
+    """A life that the backend does not count as its own restart says nothing of the engine."""
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    gate.run_loops()
+    gate.backend.restart_behind(live.engine.engine_id, tell=False)
+    gate.backend.engine(live.engine.engine_id).restarts = 0
+    await clock.advance(26)
+    assert live.running
+    assert "crash" not in [sample.kind for sample in owner.tally.samples]
+    assert gate.backend.count("stop") == 0
+
+
+async def test_an_engine_that_sleeps_is_not_blamed_for_a_backend_that_is_away(gate: Any) -> None:
+    """It sleeps as well as before; whoever wanted it is told, and the next wake works."""
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.sleep(live, actor="a")
+    gate.backend.down = True
+    with pytest.raises(BackendUnavailableError):
+        await gate.lifecycle.wake(live, actor="a")
+    assert live.engine.status == "sleeping"
+    assert gate.actions()[-1] == "wake!"
+    gate.backend.down = False
+    await gate.lifecycle.wake(live, actor="a")
+    assert live.running
 
 
 async def test_an_event_and_a_dead_backend_conclude_nothing(gate: Any) -> None:

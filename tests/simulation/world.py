@@ -4,11 +4,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from enginegate.backends.base import EngineSpec, Presence
+from enginegate.backends.base import EngineSpec, Observation, Presence
 from enginegate.errors import BackendError
 from tests.fakes import WALL_START_MS, FakeBackend, FakeWorld, SimulatedCrash
+
+T = TypeVar("T")
 
 HANG_S = 30.0  # after so long a backend gives up on a call, as ours do
 LATENCY_S = 0.4
@@ -53,10 +55,10 @@ class TroubledBackend(FakeBackend):
         self.on_crash = on_crash
         self.trouble = 0.0  # the share of calls that do not go well
         self.crash_in: int | None = None  # enginegate dies at this call from now
-        self._effects: set[asyncio.Task[None]] = set()
+        self._effects: set[asyncio.Task[Any]] = set()
 
-    async def start(self, spec: EngineSpec) -> None:
-        await self._outlive(super().start(spec))
+    async def start(self, spec: EngineSpec) -> Observation:
+        return await self._outlive(super().start(spec))
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         await self._outlive(super().stop(engine_id, grace_s=grace_s))
@@ -64,8 +66,8 @@ class TroubledBackend(FakeBackend):
     async def pause(self, engine_id: str) -> None:
         await self._outlive(super().pause(engine_id))
 
-    async def unpause(self, engine_id: str) -> None:
-        await self._outlive(super().unpause(engine_id))
+    async def unpause(self, engine_id: str) -> Observation:
+        return await self._outlive(super().unpause(engine_id))
 
     async def destroy(self, engine_id: str) -> None:
         await self._outlive(super().destroy(engine_id))
@@ -73,13 +75,13 @@ class TroubledBackend(FakeBackend):
     async def remove_orphan(self, engine_id: str) -> None:
         await self._outlive(super().remove_orphan(engine_id))
 
-    async def _outlive(self, effect: Coroutine[Any, Any, None]) -> None:
+    async def _outlive(self, effect: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(effect)
         self._effects.add(task)
         task.add_done_callback(self._done)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _done(self, task: "asyncio.Task[Any]") -> None:
         self._effects.discard(task)
         if not task.cancelled():
             task.exception()

@@ -1,8 +1,7 @@
 """The verbs of the backend protocol, in containers.
 
-A container is trusted when its name and both labels agree (`_find`), and is then spoken
-to by its id, so that a look-alike is neither seen nor touched. Every verb looks first
-and acts on what it saw; what raced with it comes back as a refusal and is looked at again.
+Every verb looks first (`finding`) and acts on what it saw; what raced with it comes back
+as a refusal, what got lost as an error, and either way it is looked at again.
 """
 
 import asyncio
@@ -15,7 +14,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Literal
 
-import msgspec
 from msgspec.structs import replace
 
 from enginegate.backends.base import (
@@ -26,29 +24,31 @@ from enginegate.backends.base import (
     Presence,
     Usage,
 )
-from enginegate.backends.docker import events, peers
+from enginegate.backends.docker import events, finding, peers
+from enginegate.backends.docker.asking import Ask, RefusedError
 from enginegate.backends.docker.budget import Priority
+from enginegate.backends.docker.catalogue import Catalogue
 from enginegate.backends.docker.container import (
-    ENGINE_ID,
-    FINGERPRINT,
     INSTANCE,
     KEY_HASH,
-    PORT,
     STOP_GRACE_S,
-    VERSION,
     Container,
     ContainerSpec,
     container_name,
-    fingerprint,
-    is_ours,
-    parse,
+    fits,
     valid_engine_id,
     volume_name,
 )
-from enginegate.backends.docker.daemon import Ask, Daemon, RefusedError
+from enginegate.backends.docker.daemon import Daemon
+from enginegate.backends.docker.finding import LOOK_S, Finder, within
 from enginegate.backends.docker.supplies import Supplies
 from enginegate.config import Limits
-from enginegate.errors import BackendError, ConfigError, ImageUnavailableError, PortTakenError
+from enginegate.errors import (
+    BackendError,
+    ConfigError,
+    ImageUnavailableError,
+    PortTakenError,
+)
 from enginegate.policy import valid_image_reference
 from enginegate.sockets import Established
 
@@ -60,6 +60,9 @@ _NETWORK_TROUBLE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUES
 _OWN_PREFIX: Final = "ENGINEGATE_"
 _LOG_LINES_MAX: Final = 10_000
 _LOG_LINE_MAX: Final = 4_096
+_PAUSE_S: Final = 7.0  # leaves time to thaw again before whoever asked gives up
+_ROUSE_S: Final = 2.0
+_LIST_S: Final = 20.0
 
 
 class DockerBackend:
@@ -108,11 +111,15 @@ class DockerBackend:
         )
         self._own_sources = own_sources
         self._supplies = Supplies(self._daemon, isolated=url_mode == "host")
+        self._finder = Finder(self._daemon, self._supplies, instance)
+        self._find, self._unless = self._finder.find, self._finder.unless
+        self._catalogue = Catalogue(instance, self._find)
 
     async def open(self) -> None:
         self._daemon.open()
 
     async def close(self) -> None:
+        await self._supplies.close()
         await self._daemon.close()
 
     async def ping(self) -> bool:
@@ -124,9 +131,14 @@ class DockerBackend:
         host = self._advertise_host
         return f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
 
-    async def start(self, spec: EngineSpec) -> None:
+    async def prepare(self, spec: EngineSpec) -> None:
+        ask = _ask("prepare", spec.engine_id, Priority.PROVISION)
+        await self._supplies.image(ask, self._wanted(ask, spec))
+
+    async def start(self, spec: EngineSpec) -> Observation:
         ask = _ask("start", spec.engine_id, Priority.PROVISION)
         wanted = self._wanted(ask, spec)
+        await self._supplies.settled(spec.engine_id)
         found = await self._find(ask)
         if found is not None and not self._fits(found, wanted):
             ask = replace(ask, priority=Priority.RESTART)
@@ -136,37 +148,39 @@ class DockerBackend:
         if found is None:
             found = await self._create(ask, wanted, fresh=spec.fresh)
         try:
-            await self._bring_up(ask, found, spec.key_hashes)
+            return await self._bring_up(ask, found, spec.key_hashes)
         except RefusedError as refusal:
             if refusal.status not in _NETWORK_TROUBLE or "network" not in refusal.detail:
                 raise
             self._supplies.forget()
-            await self._daemon.remove(ask, found.container_id)
-            again = await self._create(ask, wanted, fresh=spec.fresh)
-            await self._bring_up(ask, again, spec.key_hashes)
+            await self._remove(ask, found)
+            found = await self._create(ask, wanted, fresh=spec.fresh)
+            return await self._bring_up(ask, found, spec.key_hashes)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         ask = _ask("stop", engine_id, Priority.RESTART)
-        found = await self._find(ask)
+        found = await self._finder.find_or_none(ask)
         if found is not None and (found.alive or not found.settled):
-            await self._daemon.stop(ask, found.container_id, math.ceil(grace_s))
+            await self._stop(ask, found, math.ceil(grace_s))
 
     async def pause(self, engine_id: str) -> None:
-        ask = _ask("pause", engine_id, Priority.SLEEP)
-        found = await self._find_alive(ask)
+        ask = _ask("pause", engine_id, Priority.SLEEP, within_s=_PAUSE_S)
+        found = await self._finder.find_alive(ask)
         if found.presence is Presence.PAUSED:
             return
+        freeze = self._daemon.pause(ask, found.container_id)
         try:
-            await self._daemon.pause(ask, found.container_id)
-        except BackendError as error:
-            if await self._is(ask, Presence.PAUSED, after=error):
-                return
-            await self._rouse(ask, found)
+            await self._unless(ask, freeze, finding.is_paused)
+        except BackendError:
+            await self._rouse(engine_id, found)
             raise
 
-    async def unpause(self, engine_id: str) -> None:
+    async def unpause(self, engine_id: str) -> Observation:
         ask = _ask("unpause", engine_id, Priority.WAKE)
-        await self._thaw(ask, await self._find_alive(ask))
+        found = await self._finder.find_alive(ask)
+        await self._connect(ask, found)
+        await self._thaw(ask, found)
+        return replace(found.observation, presence=Presence.RUNNING, connected=True)
 
     async def reconnect(self, engine_id: str) -> None:
         ask = _ask("reconnect", engine_id, Priority.RESTART)
@@ -176,14 +190,14 @@ class DockerBackend:
 
     async def destroy(self, engine_id: str) -> None:
         ask = _ask("destroy", engine_id, Priority.RESTART)
-        found = await self._find(ask)
+        found = await self._finder.find_or_none(ask)
         if found is not None:
-            await self._daemon.remove(ask, found.container_id)
-        await self._daemon.remove_volume(ask, volume_name(engine_id))
+            await self._remove(ask, found)
+        await self._remove_volume(ask, volume_name(engine_id))
 
     async def inspect(self, engine_id: str) -> Observation:
         ask = _ask("inspect", engine_id, Priority.PROBE)
-        found = await self._find(ask)
+        found = await self._finder.find_or_none(ask)
         if found is not None:
             return found.observation
         volume = volume_name(engine_id)
@@ -195,21 +209,14 @@ class DockerBackend:
         )
 
     async def list(self) -> Sequence[Observation]:
-        """Ask which containers are ours, then for each in turn: one place, however many."""
-        ask = Ask("list", None, Priority.PROBE)
-        seen: list[Observation] = []
-        for row in await self._daemon.listing(ask, f"{INSTANCE}={self._instance}"):
-            labels = row.labels or {}
-            engine_id = labels.get(ENGINE_ID, "")
-            if any(self._is_ours(name, labels, engine_id) for name in row.names or ()):
-                found = await self._find(replace(ask, engine_id=engine_id))
-                if found is not None:  # else it was removed since, says the Engine itself
-                    seen.append(found.observation)
-        return seen
+        """Ask which containers are ours, and look closer only at those that changed."""
+        ask = Ask("list", None, Priority.PROBE, within(_LIST_S))
+        rows = await self._daemon.listing(ask, f"{INSTANCE}={self._instance}")
+        return await self._catalogue.read(ask, rows)
 
     async def remove_orphan(self, engine_id: str) -> None:
         ask = _ask("remove_orphan", engine_id, Priority.SLEEP)
-        found = await self._find(ask)
+        found = await self._finder.find_or_none(ask)
         if found is not None:
             await self._take_down(ask, found)
 
@@ -276,47 +283,8 @@ class DockerBackend:
         except ValueError as exc:
             raise BackendError(ask.operation, ask.engine_id, str(exc)) from exc
 
-    def _is_ours(self, name: str, labels: dict[str, str], engine_id: str) -> bool:
-        return is_ours(name, labels, engine_id=engine_id, instance=self._instance)
-
     def _fits(self, found: Container, wanted: ContainerSpec) -> bool:
-        """Return whether a container may stay.
-
-        One that lives is replaced for its spec alone, never because the operator's settings
-        changed meanwhile; one that must be started anyway gets the settings of today.
-        """
-        has = found.labels
-        same = has.get(VERSION) == wanted.image and has.get(PORT) == str(wanted.port)
-        same_key = self._rotate_mode == "live" or has.get(KEY_HASH) == wanted.key_hash
-        if not (same and same_key and found.settled):
-            return False
-        return found.alive or has.get(FINGERPRINT) == fingerprint(wanted)
-
-    async def _find(self, ask: Ask) -> Container | None:
-        """Return the engine's container; None when there is none, or one that is not ours."""
-        assert ask.engine_id is not None
-        answer = await self._daemon.inspect(ask, container_name(ask.engine_id))
-        return None if answer is None else self._parsed(ask, answer)
-
-    def _parsed(self, ask: Ask, answer: object) -> Container | None:
-        assert ask.engine_id is not None
-        try:
-            return parse(answer, engine_id=ask.engine_id, instance=self._instance)
-        except msgspec.ValidationError as exc:
-            raise BackendError(ask.operation, ask.engine_id, str(exc), unavailable=True) from exc
-
-    async def _find_alive(self, ask: Ask) -> Container:
-        found = await self._find(ask)
-        if found is None or not found.alive:
-            raise BackendError(ask.operation, ask.engine_id, "it is not running")
-        return found
-
-    async def _is(self, ask: Ask, presence: Presence, *, after: BackendError) -> bool:
-        """Return whether a refused call was only late: what it wanted is so already."""
-        if after.unavailable:
-            return False
-        found = await self._find(ask)
-        return found is not None and found.presence is presence
+        return fits(found, wanted, any_key=self._rotate_mode == "live")
 
     async def _ended_life(self, engine_id: str) -> str:
         """Return the life that ended a moment ago; empty if Docker has begun another since."""
@@ -341,58 +309,77 @@ class DockerBackend:
 
     async def _create(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> Container:
         """Create the container, or adopt what an earlier start of the same has created."""
-        answer = await self._supplies.container(ask, wanted, fresh=fresh)
-        found = self._parsed(ask, answer)
+        found = self._finder.parsed(ask, await self._supplies.container(ask, wanted, fresh=fresh))
         if found is None or not self._fits(found, wanted):
             detail = f"the name {container_name(wanted.engine_id)} is held by another container"
             raise BackendError(ask.operation, ask.engine_id, detail)
         return found
 
-    async def _bring_up(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
+    async def _bring_up(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> Observation:
         await self._connect(ask, found)
         if found.alive:
             if found.labels.get(KEY_HASH) != key_hashes[0]:
                 await self._supplies.key(ask, found, key_hashes)
             await self._thaw(replace(ask, priority=Priority.WAKE), found)
-            return
+            return replace(found.observation, presence=Presence.RUNNING, connected=True)
         await self._supplies.key(ask, found, key_hashes)
         try:
-            await self._daemon.start(ask, found.container_id)
+            await self._unless(ask, self._daemon.start(ask, found.container_id), finding.is_alive)
         except RefusedError as refusal:
             if _PORT_TAKEN.search(refusal.detail) is None:
                 raise
-            await self._daemon.remove(ask, found.container_id)
+            await self._remove(ask, found)
             raise PortTakenError(ask.operation, ask.engine_id, refusal.detail) from refusal
+        begun = await self._find(ask)
+        if begun is None:
+            raise BackendError(ask.operation, ask.engine_id, "it was removed while it started")
+        return begun.observation
 
     async def _connect(self, ask: Ask, found: Container) -> None:
+        """Put it back on its network, if somebody took it off."""
         if not found.observation.connected:
             await self._daemon.connect(ask, found.network, found.container_id)
 
     async def _thaw(self, ask: Ask, found: Container) -> None:
-        if found.presence is not Presence.PAUSED:
-            return
-        try:
-            await self._daemon.unpause(ask, found.container_id)
-        except RefusedError as refusal:
-            if not await self._is(ask, Presence.RUNNING, after=refusal):
-                raise
+        if found.presence is Presence.PAUSED:
+            thaw = self._daemon.unpause(ask, found.container_id)
+            await self._unless(ask, thaw, finding.is_running)
 
-    async def _rouse(self, ask: Ask, found: Container) -> None:
+    async def _rouse(self, engine_id: str, found: Container) -> None:
         """Thaw after a failed pause: half frozen is worse than awake. Its failure is no news."""
+        ask = _ask("unpause", engine_id, Priority.WAKE, within_s=_ROUSE_S)
         try:
             await self._daemon.unpause(ask, found.container_id)
         except BackendError as error:
             log.debug("after a failed pause: %s", error)
 
+    async def _stop(self, ask: Ask, found: Container, grace_s: int) -> None:
+        await self._unless(
+            ask, self._daemon.stop(ask, found.container_id, grace_s), finding.is_down
+        )
+
     async def _take_down(self, ask: Ask, found: Container) -> None:
         """Stop the engine as it is entitled to, and remove the container; never the volume."""
         if found.alive or not found.settled:
-            await self._daemon.stop(ask, found.container_id, STOP_GRACE_S)
-        await self._daemon.remove(ask, found.container_id)
+            await self._stop(ask, found, STOP_GRACE_S)
+        await self._remove(ask, found)
+
+    async def _remove(self, ask: Ask, found: Container) -> None:
+        def other(seen: Container | None) -> bool:
+            return seen is None or seen.container_id != found.container_id
+
+        await self._unless(ask, self._daemon.remove(ask, found.container_id), other)
+
+    async def _remove_volume(self, ask: Ask, name: str) -> None:
+        try:
+            await self._daemon.remove_volume(ask, name)
+        except BackendError:
+            if await self._daemon.volume_exists(replace(ask, until=within(LOOK_S)), name):
+                raise
 
 
-def _ask(operation: str, engine_id: str, priority: Priority) -> Ask:
+def _ask(operation: str, engine_id: str, priority: Priority, within_s: float = math.inf) -> Ask:
     """Name a verb and its engine; no id that is not one of ours gets any further."""
     if not valid_engine_id(engine_id):
         raise BackendError(operation, None, "this is no engine id")
-    return Ask(operation, engine_id, priority)
+    return Ask(operation, engine_id, priority, within(within_s))

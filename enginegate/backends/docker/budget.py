@@ -2,7 +2,8 @@
 
 The Docker daemon freezes and thaws about a hundred containers a second in all; more
 than a few calls at once only queue inside it, where a wake cannot overtake a sleep.
-So the queue is here.
+So the queue is here. And since a call may hang, the less urgent may not take every
+place: each priority leaves one to those above it.
 """
 
 import asyncio
@@ -24,16 +25,22 @@ class Priority(IntEnum):
 
 
 class Budget:
-    """So many places; a free one goes to the most urgent waiter, then to the oldest."""
+    """So many places; a free one goes to the most urgent waiter, then to the oldest.
+
+    Calls of one priority and of those below it together hold at most one place fewer
+    than the priority above may: of eight, probes have four and wakes all. So what hangs
+    on one rung never keeps the rungs above from going.
+    """
 
     def __init__(self, places: int) -> None:
-        self._free = places
+        self._limits = [max(places - priority, 1) for priority in Priority]
+        self._held = [0] * len(Priority)  # by calls of this priority or of a less urgent one
         self._waiting: list[tuple[Priority, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
 
     @property
     def free(self) -> int:
-        return self._free
+        return self._limits[Priority.WAKE] - self._held[Priority.WAKE]
 
     @asynccontextmanager
     async def place(self, priority: Priority) -> AsyncIterator[None]:
@@ -42,11 +49,19 @@ class Budget:
         try:
             yield
         finally:
-            self._give_back()
+            self._give_back(priority)
+
+    def _admits(self, priority: Priority) -> bool:
+        """Return whether a call may go now; if one may not, no less urgent one may."""
+        return all(self._held[rung] < self._limits[rung] for rung in range(priority + 1))
+
+    def _hold(self, priority: Priority, change: int) -> None:
+        for rung in range(priority + 1):
+            self._held[rung] += change
 
     async def _take(self, priority: Priority) -> None:
-        if self._free:  # then nobody waits: a place is handed over before it counts as free
-            self._free -= 1
+        if self._admits(priority):  # then nobody as urgent waits
+            self._hold(priority, 1)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (priority, next(self._arrivals), turn))
@@ -54,13 +69,16 @@ class Budget:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # our turn came in the same moment: pass it on
-                self._give_back()
+                self._give_back(priority)
             raise
 
-    def _give_back(self) -> None:
+    def _give_back(self, priority: Priority) -> None:
+        self._hold(priority, -1)
         while self._waiting:
-            _, _, turn = heapq.heappop(self._waiting)
+            first, _, turn = self._waiting[0]
             if not turn.done():
+                if not self._admits(first):
+                    return
+                self._hold(first, 1)
                 turn.set_result(None)
-                return
-        self._free += 1
+            heapq.heappop(self._waiting)

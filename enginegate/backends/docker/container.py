@@ -219,7 +219,7 @@ class _Endpoint(Struct):
     gateway: str = field(default="", name="Gateway")
 
 
-class _HostConfig(Struct, rename="pascal", frozen=True):
+class _HostConfig(Struct, rename="pascal"):
     network_mode: str = ""
 
 
@@ -233,9 +233,13 @@ class _Inspected(Struct, rename="pascal"):
     image: str
     state: _State
     config: _Config
-    host_config: _HostConfig = _HostConfig()
     restart_count: int = 0
+    host_config: _HostConfig = field(default_factory=_HostConfig)
     network_settings: _NetworkSettings | None = None
+
+    @property
+    def networks(self) -> dict[str, _Endpoint]:
+        return (self.network_settings and self.network_settings.networks) or {}
 
 
 class Container(Struct, frozen=True, kw_only=True):
@@ -246,6 +250,7 @@ class Container(Struct, frozen=True, kw_only=True):
     pid: int
     network: str
     gateways: frozenset[str]
+    started_at: str
     labels: dict[str, str]
     observation: Observation
 
@@ -261,7 +266,21 @@ class Container(Struct, frozen=True, kw_only=True):
     @property
     def settled(self) -> bool:
         """Whether Docker is not about to restart or remove it by itself."""
-        return self.status in {"created", "exited", "running", "paused"}
+        return self.status in _SETTLED
+
+
+def fits(found: Container, wanted: ContainerSpec, *, any_key: bool) -> bool:
+    """Return whether a container may stay.
+
+    One that lives is replaced for its spec alone, never because the operator's settings
+    changed meanwhile; one that must be started anyway gets the settings of today.
+    """
+    has = found.labels
+    same = has.get(VERSION) == wanted.image and has.get(PORT) == str(wanted.port)
+    same_key = any_key or has.get(KEY_HASH) == wanted.key_hash
+    if not (same and same_key and found.settled):
+        return False
+    return found.alive or has.get(FINGERPRINT) == fingerprint(wanted)
 
 
 def is_ours(name: str, found: dict[str, str], *, engine_id: str, instance: str) -> bool:
@@ -286,19 +305,19 @@ def parse(answer: object, *, engine_id: str, instance: str) -> Container | None:
         return None
     if not _CONTAINER_ID.fullmatch(seen.id):
         raise msgspec.ValidationError("the container's id is not one")
-    networks = (seen.network_settings and seen.network_settings.networks) or {}
     return Container(
         container_id=seen.id,
         status=seen.state.status,
         pid=seen.state.pid,
         network=seen.host_config.network_mode,
-        gateways=frozenset(end.gateway for end in networks.values() if end.gateway),
+        gateways=frozenset(end.gateway for end in seen.networks.values() if end.gateway),
+        started_at=seen.state.started_at,
         labels=found,
-        observation=_observation(seen, found, connected=seen.host_config.network_mode in networks),
+        observation=_observation(seen, found),
     )
 
 
-def _observation(seen: _Inspected, found: dict[str, str], *, connected: bool) -> Observation:
+def _observation(seen: _Inspected, found: dict[str, str]) -> Observation:
     state = seen.state
     presence = _PRESENCES.get(state.status, Presence.STOPPED)
     port = found.get(PORT, "")
@@ -312,18 +331,21 @@ def _observation(seen: _Inspected, found: dict[str, str], *, connected: bool) ->
         engine_version=found.get(VERSION),
         exit_code=state.exit_code if ended else None,
         restarts=seen.restart_count,
-        connected=connected,
+        restarting=state.status == "restarting",
+        connected=seen.host_config.network_mode in {"", *seen.networks},
+        image=seen.image,
         detail="; ".join(_remarks(seen)),
     )
 
 
 # A container between two restarts says Running=true but has no process; so has a dead one.
+_SETTLED: Final = frozenset({"created", "exited", "running", "paused"})
 _PRESENCES: Final = {"running": Presence.RUNNING, "paused": Presence.PAUSED}
 
 
 def _remarks(seen: _Inspected) -> Sequence[str]:
-    remarks = [f"image {seen.image}"]
-    if seen.state.status not in {"created", "exited", "running", "paused"}:
+    remarks = []
+    if seen.state.status not in _SETTLED:
         remarks.append(seen.state.status)
     if seen.state.oom_killed:
         remarks.append("out of memory")

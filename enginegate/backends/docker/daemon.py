@@ -1,15 +1,16 @@
-"""The Docker Engine as typed calls; the only module that knows aiodocker.
+"""The Docker Engine as typed calls; with `asking`, all that knows aiodocker.
 
-Every call has a place in the budget, a deadline, and one translation of errors:
-`RefusedError` when the Engine said no, `BackendError` with `unavailable` when it could not be
-asked. `None` and `False` mean that the Engine itself said "there is none".
-Two clients keep pulls away from control calls; each event stream has one of its own.
+Every call has a place in the budget and a deadline, in which the wait for the place counts.
+Nothing but our own names and ids gets into a path. `None` and `False` mean that the Engine
+itself said "there is none". Two clients keep pulls away from control calls; each event
+stream has one of its own.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -18,14 +19,32 @@ import msgspec
 from aiodocker import Docker, DockerError
 from aiodocker.containers import DockerContainer
 from aiodocker.networks import DockerNetwork
-from msgspec import Struct
+from aiodocker.volumes import DockerVolume
 
 from enginegate.backends.base import Usage
-from enginegate.backends.docker.answers import ExecState, Image, Listed, Network, Stats
+from enginegate.backends.docker.answers import ExecState, Image, Listed, Network, Stats, Volumes
+from enginegate.backends.docker.asking import (
+    Ask,
+    NeverSentError,
+    RefusedError,
+    absent_is_done,
+    decoded,
+    not_asked,
+    translated,
+)
 from enginegate.backends.docker.budget import Budget, Priority
+from enginegate.backends.docker.guard import (
+    check_body,
+    checked_container,
+    checked_image,
+    checked_network,
+    checked_volume,
+)
 from enginegate.errors import BackendError
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT: Final = 8  # more only queue inside the daemon
 _STOPS_IN_FLIGHT: Final = 32  # a stop waits for an engine, not for the daemon
@@ -36,24 +55,8 @@ _ASK_S: Final = 10.0
 _ACT_S: Final = 30.0
 _STOP_EXTRA_S: Final = 15.0
 _PULL_S: Final = 600.0
+_TOLD_EVERY_S: Final = 5.0
 _OUTPUT_MAX: Final = 1 << 20
-_NOT_ASKED: Final = frozenset({502, 503, 504, 900})  # 900: aiodocker's "cannot connect"
-
-
-class Ask(Struct, frozen=True):
-    """On whose behalf the Engine is asked."""
-
-    operation: str
-    engine_id: str | None
-    priority: Priority
-
-
-class RefusedError(BackendError):
-    """The Engine answered, and the answer is no."""
-
-    def __init__(self, ask: Ask, status: int, detail: str) -> None:
-        super().__init__(ask.operation, ask.engine_id, f"{detail} [{status}]")
-        self.status = status
 
 
 class Daemon:
@@ -84,7 +87,7 @@ class Daemon:
         """Ask past the budget: a long queue is not a dead Engine."""
         ask = Ask("ping", None, Priority.PROBE)
         try:
-            with _translated(ask):
+            with translated(ask):
                 async with asyncio.timeout(_PING_S):
                     await _get(_opened(self._control, ask), "/_ping")
         except BackendError:
@@ -92,17 +95,21 @@ class Daemon:
         return True
 
     async def inspect(self, ask: Ask, name: str) -> object | None:
+        checked_container(name)
         return await self._look(ask, lambda docker: docker.containers.container(name).show())
 
-    async def listing(self, ask: Ask, label: str) -> list[Listed]:
-        filters = json.dumps({"label": [label]})
+    async def listing(self, ask: Ask, *labels: str) -> list[Listed]:
+        """Return every container with these labels, running or not."""
+        filters = json.dumps({"label": labels})
         path = "/containers/json"
         raw = await self._read(
             ask, lambda docker: _get_versioned(docker, path, {"all": "true", "filters": filters})
         )
-        return _decoded(ask, raw, list[Listed])
+        return decoded(ask, raw, list[Listed])
 
     async def create(self, ask: Ask, name: str, body: dict[str, Any]) -> None:
+        checked_container(name)
+        check_body(body)
         await self._call(ask, _ACT_S, lambda docker: docker.containers.create(body, name=name))
 
     async def start(self, ask: Ask, container_id: str) -> None:
@@ -115,10 +122,11 @@ class Daemon:
         await self._act(ask, _ASK_S, container_id, DockerContainer.unpause)
 
     async def stop(self, ask: Ask, container_id: str, grace_s: int) -> None:
-        """Stop it; one that is gone is stopped. Keeps no place while the engine takes its time."""
-        with _absent_is_done(), _translated(ask):
+        """Stop it. Keeps no place while the engine takes its time."""
+        checked_container(container_id)
+        with translated(ask):
             container = _opened(self._control, ask).containers.container(container_id)
-            async with self._stops, asyncio.timeout(grace_s + _STOP_EXTRA_S):
+            async with _deadline(ask, grace_s + _STOP_EXTRA_S), self._stops:
                 await container.stop(t=grace_s)
 
     async def remove(self, ask: Ask, container_id: str) -> None:
@@ -130,12 +138,12 @@ class Daemon:
         def gone(container: DockerContainer) -> Awaitable[object]:
             return container.wait(condition="removed")
 
-        with _absent_is_done():
-            try:
-                await self._act(ask, _ACT_S, container_id, delete)
-            except RefusedError as refusal:
-                if refusal.status != HTTPStatus.CONFLICT:  # its removal is in progress
-                    raise
+        try:
+            await self._act(ask, _ACT_S, container_id, delete)
+        except RefusedError as refusal:
+            if refusal.status != HTTPStatus.CONFLICT:  # its removal is in progress
+                raise
+            with absent_is_done():
                 await self._act(ask, _ACT_S, container_id, gone)
 
     async def put(self, ask: Ask, container_id: str, path: str, archive: bytes) -> None:
@@ -161,7 +169,7 @@ class Daemon:
             return await process.inspect()
 
         answer = await self._act(ask, _ASK_S, container_id, run)
-        with _translated(ask):
+        with translated(ask):
             code = msgspec.convert(answer, ExecState).exit_code
         return code, output.decode(errors="replace")
 
@@ -176,18 +184,18 @@ class Daemon:
 
     async def usage(self, ask: Ask, container_id: str) -> Usage | None:
         """Return what it has used, None if it is gone. Keeps no place: it may take a second."""
-        path = f"/containers/{container_id}/stats"
+        path = f"/containers/{checked_container(container_id)}/stats"
         once = {"stream": "false", "one-shot": "true"}  # else it takes two
         try:
-            with _translated(ask):
+            with translated(ask):
                 docker = _opened(self._control, ask)
-                async with self._slow, asyncio.timeout(_ASK_S):
+                async with _deadline(ask, _ASK_S), self._slow:
                     raw = await _get_versioned(docker, path, once)
         except RefusedError as refusal:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        stats = _decoded(ask, raw, Stats)
+        stats = decoded(ask, raw, Stats)
         interfaces = (stats.networks or {}).values()
         return Usage(
             cpu_s=stats.cpu_stats.cpu_usage.total_usage / 1e9,
@@ -197,10 +205,11 @@ class Daemon:
 
     async def image_user(self, ask: Ask, image: str) -> str | None:
         """Return the user an image runs as ("" is root), or None if it is not there."""
+        checked_image(image)
         answer = await self._look(ask, lambda docker: docker.images.inspect(image))
         if answer is None:
             return None
-        with _translated(ask):
+        with translated(ask):
             found = msgspec.convert(answer, Image)
         return (found.config and found.config.user) or ""
 
@@ -211,9 +220,19 @@ class Daemon:
             yield
 
     async def pull(self, ask: Ask, image: str) -> None:
-        with _translated(ask):
+        """Pull an image; the log tells now and then how far it is."""
+        loop = asyncio.get_running_loop()
+        told_at = loop.time()
+        checked_image(image)
+        log.info("pulling %s", image)
+        with translated(ask):
             async with asyncio.timeout(_PULL_S):
-                await _opened(self._puller, ask).images.pull(image)
+                async for said in _opened(self._puller, ask).images.pull(image, stream=True):
+                    if loop.time() >= told_at + _TOLD_EVERY_S:
+                        told_at = loop.time()
+                        layer, status = said.get("id", ""), said.get("status", "")
+                        log.info("pulling %s: %s %s %s", image, layer, status, _progress(said))
+        log.info("pulled %s", image)
 
     async def networks(self, ask: Ask, name: str) -> list[Network]:
         """Return the networks of that name: none, one, or more by mishap."""
@@ -221,33 +240,44 @@ class Daemon:
         raw = await self._read(
             ask, lambda docker: _get_versioned(docker, "/networks", {"filters": filters})
         )
-        return [found for found in _decoded(ask, raw, list[Network]) if found.name == name]
+        return [found for found in decoded(ask, raw, list[Network]) if found.name == name]
 
     async def create_network(self, ask: Ask, body: dict[str, Any]) -> None:
         await self._call(ask, _ACT_S, lambda docker: docker.networks.create(body))
-
-    async def connect(self, ask: Ask, network: str, container_id: str) -> None:
-        def connect(docker: Docker) -> Awaitable[object]:
-            joined = DockerNetwork(docker, network)  # type: ignore[no-untyped-call]
-            return joined.connect({"Container": container_id})
-
-        await self._call(ask, _ACT_S, connect)
 
     async def remove_network(self, ask: Ask, network_id: str) -> None:
         def remove(docker: Docker) -> Awaitable[object]:
             network = DockerNetwork(docker, network_id)  # type: ignore[no-untyped-call]
             return network.delete()
 
-        with _absent_is_done():
+        with absent_is_done():
             await self._call(ask, _ACT_S, remove)
 
+    async def connect(self, ask: Ask, network: str, container_id: str) -> None:
+        """Attach a container to a network again."""
+
+        def connect(docker: Docker) -> Awaitable[object]:
+            net = DockerNetwork(docker, checked_network(network))  # type: ignore[no-untyped-call]
+            return net.connect({"Container": checked_container(container_id)})
+
+        await self._call(ask, _ACT_S, connect)
+
     async def volume_exists(self, ask: Ask, name: str) -> bool:
-        path = f"/volumes/{name}"
-        return await self._look(ask, lambda docker: _get_versioned(docker, path)) is not None
+        """Return whether the volume is there; it is absent when two answers say so."""
+        path = f"/volumes/{checked_volume(name)}"
+        if await self._look(ask, lambda docker: _get_versioned(docker, path)) is not None:
+            return True
+        filters = json.dumps({"name": [name]})
+        raw = await self._read(
+            ask, lambda docker: _get_versioned(docker, "/volumes", {"filters": filters})
+        )
+        if any(found.name == name for found in decoded(ask, raw, Volumes).volumes or ()):
+            raise not_asked(ask, f"volume {name} is listed, but not found")
+        return False
 
     async def create_volume(self, ask: Ask, name: str, labels: Mapping[str, str]) -> None:
         """Make a volume; one that is there already is left alone."""
-        body = {"Name": name, "Labels": dict(labels)}
+        body = {"Name": checked_volume(name), "Labels": dict(labels)}
 
         def create(docker: Docker) -> Awaitable[object]:
             made: Awaitable[object] = docker.volumes.create(body)  # type: ignore[no-untyped-call]
@@ -256,19 +286,19 @@ class Daemon:
         await self._call(ask, _ACT_S, create)
 
     async def remove_volume(self, ask: Ask, name: str) -> None:
-        async def remove(docker: Docker) -> None:
-            volume = await docker.volumes.get(name)  # type: ignore[no-untyped-call]
-            await volume.delete()
+        def remove(docker: Docker) -> Awaitable[object]:
+            volume = DockerVolume(docker, checked_volume(name))  # type: ignore[no-untyped-call]
+            done: Awaitable[object] = volume.delete()  # type: ignore[no-untyped-call]
+            return done
 
-        with _absent_is_done():
-            await self._call(ask, _ACT_S, remove)
+        await self._call(ask, _ACT_S, remove)
 
     @asynccontextmanager
     async def events(
         self, ask: Ask, params: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.StreamReader]:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Open an event stream of JSON lines on a client of its own, without a read time-out."""
-        with _translated(ask):
+        with translated(ask):
             async with Docker(self._docker_host) as docker:
                 async with asyncio.timeout(_ASK_S):
                     await docker.version()
@@ -280,7 +310,7 @@ class Daemon:
                 try:
                     if response.status != HTTPStatus.OK:
                         raise DockerError(response.status, "no event stream")
-                    yield response.content
+                    yield response
                 finally:
                     response.close()
 
@@ -311,55 +341,30 @@ class Daemon:
         container_id: str,
         act: Callable[[DockerContainer], Awaitable[T]],
     ) -> T:
+        checked_container(container_id)
         return await self._call(
             ask, timeout_s, lambda docker: act(docker.containers.container(container_id))
         )
 
     async def _call(self, ask: Ask, timeout_s: float, call: Callable[[Docker], Awaitable[T]]) -> T:
-        with _translated(ask):
-            async with self.budget.place(ask.priority), asyncio.timeout(timeout_s):
+        with translated(ask):
+            async with _deadline(ask, timeout_s), self.budget.place(ask.priority):
                 return await call(_opened(self._control, ask))
 
 
 def _opened(client: Docker | None, ask: Ask) -> Docker:
     if client is None:
-        raise BackendError(ask.operation, ask.engine_id, "not connected", unavailable=True)
+        raise NeverSentError(ask.operation, ask.engine_id, "not connected", unavailable=True)
     return client
 
 
-@contextmanager
-def _translated(ask: Ask) -> Iterator[None]:
-    """Turn what aiodocker and the wire raise into our errors; nothing else is caught."""
-    try:
-        yield
-    except DockerError as exc:
-        if exc.status in _NOT_ASKED:
-            raise _not_asked(ask, exc.message) from exc
-        raise RefusedError(ask, exc.status, exc.message) from exc
-    except TimeoutError as exc:
-        raise _not_asked(ask, "no answer in time") from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        raise _not_asked(ask, str(exc) or type(exc).__name__) from exc
-    except (msgspec.MsgspecError, ValueError, LookupError, TypeError) as exc:
-        raise _not_asked(ask, f"an answer that is not understood: {exc}") from exc
+def _deadline(ask: Ask, timeout_s: float) -> asyncio.Timeout:
+    """Return the deadline of a call, and of its wait for a place: its own or its verb's."""
+    return asyncio.timeout_at(min(asyncio.get_running_loop().time() + timeout_s, ask.until))
 
 
-def _not_asked(ask: Ask, detail: str) -> BackendError:
-    return BackendError(ask.operation, ask.engine_id, detail, unavailable=True)
-
-
-@contextmanager
-def _absent_is_done() -> Iterator[None]:
-    try:
-        yield
-    except RefusedError as refusal:
-        if refusal.status != HTTPStatus.NOT_FOUND:
-            raise
-
-
-def _decoded(ask: Ask, raw: bytes, wanted: type[T]) -> T:
-    with _translated(ask):
-        return msgspec.json.decode(raw, type=wanted)
+def _progress(said: Mapping[str, Any]) -> str:
+    return str(said.get("progress", "")).partition("]")[2].strip()
 
 
 async def _get_versioned(

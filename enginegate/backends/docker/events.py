@@ -2,32 +2,39 @@
 
 The Engine keeps 256 events of all kinds, drops them for slow readers and may end a
 stream without a word. So each dial asks for a few seconds more than it needs, doubles
-are dropped, and after a gap the listing has the truth.
+are dropped, and the listing has the truth: each dial begins with `resync`, and between
+a stream's end and the next dial the watch is `blind`, and says so.
 """
 
 import asyncio
 import json
 import logging
-import time
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from typing import Final
 
+import aiohttp
 import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from enginegate.backends.base import BackendEvent
+from enginegate.backends.docker.asking import Ask
 from enginegate.backends.docker.budget import Priority
 from enginegate.backends.docker.container import ENGINE_ID, INSTANCE, is_ours
-from enginegate.backends.docker.daemon import Ask, Daemon
+from enginegate.backends.docker.daemon import Daemon
 from enginegate.errors import BackendError
 
 log = logging.getLogger(__name__)
 
 RESYNC: Final = BackendEvent(kind="resync")
+BLIND: Final = BackendEvent(kind="blind")
 _REDIAL_S: Final = 0.5
-_REDIAL_MAX_S: Final = 15.0
+_REDIAL_MAX_S: Final = 5.0
+_RENEW_S: Final = 300.0  # a stream that stalled without a word is dead for no longer
+_STEADY_S: Final = 10.0  # a stream that lasted so long, or told something, was a good one
 _OVERLAP_S: Final = 5.0
 _REMEMBERED: Final = 512  # doubles come from the overlap; the Engine itself keeps 256
 _KINDS: Final = {
@@ -50,6 +57,28 @@ class _Event(Struct):
     time_ns: int = field(name="timeNano")
 
 
+class _Position:
+    """How far the stream has been read, by the Engine's own clock, and what came last."""
+
+    def __init__(self) -> None:
+        self.since_s: float | None = None
+        self.recent: deque[tuple[int, str, str]] = deque(maxlen=_REMEMBERED)
+
+    def dialled(self, response: aiohttp.ClientResponse) -> None:
+        """Take the Engine's clock for a start: ours may differ, and there may be no event."""
+        if self.since_s is None and (date := response.headers.get("Date")):
+            self.since_s = parsedate_to_datetime(date).timestamp()
+
+    def passes(self, seen: _Event, event: BackendEvent) -> bool:
+        """Move on; return whether this one was not told before."""
+        self.since_s = max(self.since_s or 0.0, seen.time_ns / 1e9)
+        mark = (seen.time_ns, seen.action, event.engine_id)
+        if mark in self.recent:
+            return False
+        self.recent.append(mark)
+        return True
+
+
 async def watch(
     daemon: Daemon, instance: str, ended_life: Callable[[str], Awaitable[str]]
 ) -> AsyncIterator[BackendEvent]:
@@ -57,41 +86,65 @@ async def watch(
 
     `ended_life` is asked which life of an engine it was that ended.
     """
-    since_s = time.time()  # compared with the Engine's clock: a stamp, never waited for
-    recent: deque[tuple[int, str, str]] = deque(maxlen=_REMEMBERED)
-    redial_s = _REDIAL_S
-    gap = False
+    loop = asyncio.get_running_loop()
+    position, redial_s, seeing = _Position(), _REDIAL_S, True
     while True:
+        dialled_at = loop.time()
         try:
-            overlap_s = _OVERLAP_S if gap else 0
-            async with daemon.events(_ASK, _filters(instance, since_s - overlap_s)) as stream:
-                redial_s = _REDIAL_S
-                if gap:
-                    yield RESYNC
-                async for line in stream:
-                    seen = msgspec.json.decode(line, type=_Event)
-                    since_s = max(since_s, seen.time_ns / 1e9)
-                    event = _translated(seen, instance)
-                    mark = (seen.time_ns, seen.action, event.engine_id if event else "")
-                    if event is not None and mark not in recent:
-                        recent.append(mark)
-                        if event.kind == "exited":
-                            event = replace(event, life=await ended_life(event.engine_id))
-                        yield event
+            async with daemon.events(_ASK, _filters(instance, position.since_s)) as response:
+                dialled_at, seeing = loop.time(), True
+                position.dialled(response)
+                yield RESYNC
+                while line := await _line(response, dialled_at + _RENEW_S):
+                    event = _read(line, instance, position)
+                    if event is None:
+                        continue
+                    redial_s = _REDIAL_S
+                    if event.kind == "exited":
+                        event = replace(event, life=await ended_life(event.engine_id))
+                    yield event
         except BackendError as error:
             log.info("the event stream broke: %s", error.detail)
-        gap = True
-        await asyncio.sleep(redial_s)
+        lasted_s = loop.time() - dialled_at
+        if seeing and lasted_s >= _RENEW_S:
+            continue
+        if seeing:
+            seeing = False
+            yield BLIND
+        if lasted_s >= _STEADY_S:
+            redial_s = _REDIAL_S
+        await asyncio.sleep(redial_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads, no secret
         redial_s = min(redial_s * 2, _REDIAL_MAX_S)
 
 
-def _filters(instance: str, since_s: float) -> dict[str, str]:
+async def _line(response: aiohttp.ClientResponse, until: float) -> bytes:
+    """Return the next line; empty at the stream's end, and when it is time to dial anew."""
+    try:
+        async with asyncio.timeout_at(until):
+            return await response.content.readline()
+    except TimeoutError:
+        return b""
+
+
+def _filters(instance: str, since_s: float | None) -> dict[str, str]:
     chosen = {
         "type": ["container"],
         "label": [f"{INSTANCE}={instance}"],
         "event": list(_KINDS),
     }
-    return {"since": f"{since_s:.9f}", "filters": json.dumps(chosen)}
+    since = {} if since_s is None else {"since": f"{since_s - _OVERLAP_S:.9f}"}
+    return {"filters": json.dumps(chosen)} | since
+
+
+def _read(line: bytes, instance: str, position: _Position) -> BackendEvent | None:
+    """Return what a line tells that is news; a line that is no event may have hidden one."""
+    try:
+        seen = msgspec.json.decode(line, type=_Event)
+    except (msgspec.MsgspecError, ValueError) as exc:
+        log.info("an event is not understood: %s", exc)
+        return RESYNC
+    event = _translated(seen, instance)
+    return event if event is not None and position.passes(seen, event) else None
 
 
 def _translated(seen: _Event, instance: str) -> BackendEvent | None:

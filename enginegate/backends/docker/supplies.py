@@ -8,6 +8,7 @@ from typing import Final
 
 from enginegate.backends.base import Presence
 from enginegate.backends.docker.answers import Network
+from enginegate.backends.docker.asking import Ask, NeverSentError, RefusedError, not_asked
 from enginegate.backends.docker.container import (
     DATA_DIR,
     ENGINE_ID,
@@ -20,13 +21,14 @@ from enginegate.backends.docker.container import (
     key_archive,
     volume_name,
 )
-from enginegate.backends.docker.daemon import Ask, Daemon, RefusedError
+from enginegate.backends.docker.daemon import Daemon
 from enginegate.errors import BackendError, DataLostError, ImageUnavailableError
 
 log = logging.getLogger(__name__)
 
 _ICC: Final = "com.docker.network.bridge.enable_icc"
 _NO_IMAGE: Final = "no such image"
+LATE_S: Final = 20.0  # how long after its answer was lost a create may still take effect
 _TRIES: Final = 100
 _PAUSE_S: Final = 0.05
 _ROOT: Final = frozenset({"", "0", "root"})
@@ -40,6 +42,8 @@ class Supplies:
         self._isolated = isolated
         self._networks: set[str] = set()
         self._network_lock = asyncio.Lock()
+        self._creating: dict[str, asyncio.Task[None]] = {}
+        self._doubtful: dict[str, float] = {}
 
     async def image(self, ask: Ask, wanted: ContainerSpec) -> None:
         """Have the image, pulled if need be.
@@ -65,6 +69,17 @@ class Supplies:
     def forget(self) -> None:
         self._networks.clear()
 
+    async def close(self) -> None:
+        """Wait for no create any more."""
+        for task in [*self._creating.values()]:
+            task.cancel()
+        await asyncio.gather(*self._creating.values(), return_exceptions=True)
+
+    async def settled(self, engine_id: str) -> None:
+        """Wait for a create of this engine that an earlier, cancelled start left under way."""
+        if (at_work := self._creating.get(engine_id)) is not None:
+            await asyncio.wait([at_work])
+
     async def volume(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> None:
         """Have the volume; one that is there already is left as it is.
 
@@ -72,8 +87,10 @@ class Supplies:
             DataLostError: it was there once; an empty one in its place would hide the loss.
         """
         name = volume_name(wanted.engine_id)
-        if not fresh and not await self._daemon.volume_exists(ask, name):
-            raise DataLostError(ask.operation, ask.engine_id, f"volume {name}")
+        if not fresh:
+            if not await self._daemon.volume_exists(ask, name):
+                raise DataLostError(ask.operation, ask.engine_id, f"volume {name}")
+            return
         labels = {ENGINE_ID: wanted.engine_id, INSTANCE: wanted.instance}
         await self._daemon.create_volume(ask, name, labels)
 
@@ -105,22 +122,63 @@ class Supplies:
         await self.image(ask, wanted)
         await self.network(ask, wanted)
         await self.volume(ask, wanted, fresh=fresh)
-        name, body = container_name(wanted.engine_id), create_body(wanted)
+        name = container_name(wanted.engine_id)
         for _ in range(_TRIES):
-            try:
-                await self._daemon.create(ask, name, body)
-            except RefusedError as refusal:
-                if refusal.status == HTTPStatus.NOT_FOUND and _NO_IMAGE in refusal.detail.lower():
-                    raise ImageUnavailableError(
-                        ask.operation, ask.engine_id, wanted.image
-                    ) from refusal
-                if refusal.status != HTTPStatus.CONFLICT:
-                    raise
+            lost = await self._create(ask, wanted)
             answer = await self._daemon.inspect(ask, name)
             if answer is not None:
+                self._doubtful.pop(wanted.engine_id, None)
                 return answer
+            if lost is not None:
+                raise lost
             await asyncio.sleep(_PAUSE_S)
         raise BackendError(ask.operation, ask.engine_id, f"{name} is taken, but by nothing")
+
+    async def _create(self, ask: Ask, wanted: ContainerSpec) -> BackendError | None:
+        """Create, or find the name taken; return the error of an answer that got lost.
+
+        The call goes on if the caller is cancelled: cut off, it could take effect later
+        than a destroy that follows.
+        """
+        engine_id = wanted.engine_id
+        at_work = self._creating.get(engine_id)
+        if at_work is None:
+            call = self._daemon.create(ask, container_name(engine_id), create_body(wanted))
+            at_work = self._creating[engine_id] = asyncio.ensure_future(call)
+            at_work.add_done_callback(lambda done: self._created(engine_id, done))
+        try:
+            await asyncio.shield(at_work)
+        except RefusedError as refusal:
+            if refusal.status == HTTPStatus.NOT_FOUND and _NO_IMAGE in refusal.detail.lower():
+                raise ImageUnavailableError(ask.operation, engine_id, wanted.image) from refusal
+            if refusal.status != HTTPStatus.CONFLICT:
+                raise
+        except NeverSentError:
+            raise
+        except BackendError as lost:
+            return lost
+        return None
+
+    def _created(self, engine_id: str, done: "asyncio.Task[None]") -> None:
+        del self._creating[engine_id]
+        error = None if done.cancelled() else done.exception()
+        lost = isinstance(error, BackendError) and error.unavailable
+        if lost and not isinstance(error, NeverSentError):
+            self._doubtful[engine_id] = asyncio.get_running_loop().time() + LATE_S
+
+    async def none_to_come(self, ask: Ask) -> None:
+        """Wait for a create of this engine that is still on its way.
+
+        Raises:
+            BackendError: its answer got lost a moment ago; it may still take effect, so
+                that "there is no container" means nothing yet.
+        """
+        assert ask.engine_id is not None
+        await self.settled(ask.engine_id)
+        until = self._doubtful.get(ask.engine_id, 0.0)
+        if asyncio.get_running_loop().time() < until:
+            raise not_asked(ask, "whether it was created is not known yet")
+        self._doubtful.pop(ask.engine_id, None)
 
     async def _pulled(self, ask: Ask, image: str) -> str:
         async with self._daemon.pulling():
