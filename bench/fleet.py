@@ -3,7 +3,7 @@
 from typing import Any
 
 from enginegate.admission import Admission
-from enginegate.api.wire import encode_admit
+from enginegate.api.prepared import prepare
 from enginegate.clock import SystemClock
 from enginegate.keys import Keyring, digest_hex, new_engine_key, new_master_key, new_platform_key
 from enginegate.model import Engine, Policy, Product, SnapshotRecord, Status
@@ -60,7 +60,7 @@ class Fleet:
             lifecycle=absent,
             health=absent,
             clock=SystemClock(),
-            encode=encode_admit,
+            encode=prepare,
         )
 
     def _records(self) -> list[SnapshotRecord]:

@@ -65,7 +65,7 @@ class Refused(Struct, frozen=True):
 
 
 Encode = Callable[[LiveEngine, float], bytes]
-"""Makes the body of the warm answer: engine and lease (s) in, JSON out."""
+"""Makes the warm answer as it is sent: engine and lease (s) in, headers and JSON out."""
 
 
 class Admission:

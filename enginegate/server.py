@@ -17,8 +17,8 @@ from typing import Any
 
 from enginegate.admission import Admission
 from enginegate.api.app import build
+from enginegate.api.prepared import prepare
 from enginegate.api.services import Services
-from enginegate.api.wire import encode_admit
 from enginegate.backends.base import Backend, EngineSpec
 from enginegate.clock import SystemClock
 from enginegate.config import Config, Secrets
@@ -175,6 +175,7 @@ class Server:
         http = HttpServer(
             build(services),
             _limits(self.config),
+            warm=services.admission.warm,
             grace_s=grace_s,
             on_started=lambda: ready(url),
             on_drained=refuse_changes,
@@ -208,7 +209,7 @@ class Parts:
             lifecycle=self.lifecycle,
             health=self.health,
             clock=clock,
-            encode=encode_admit,
+            encode=prepare,
         )
         self.services = Services(
             config=ground.config,

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from enginegate.api import problems
+from enginegate.api import prepared, problems
 from enginegate.api.auth import Doorkeeper
 from enginegate.api.call import Endpoint
 from enginegate.api.routes import TABLE
@@ -24,7 +24,6 @@ from enginegate.errors import GateError, MethodNotAllowedError, PathNotFoundErro
 from enginegate.keys import digest
 
 PREFIX, SUFFIX = "/engines/", "/admit"
-OK = 200
 NOT_FOUND = 404
 
 
@@ -105,24 +104,15 @@ class Gate:
             body = message.get("body", b"")
             answer = self._warm(key, user_id, body) if len(body) <= self._body_max else None
             if answer is not None:
-                await send(self._starts.get(len(answer)) or self._start(len(answer)))
-                await send({"type": "http.response.body", "body": answer})
+                found = prepared.body_of(answer)
+                await send(self._starts.get(len(found)) or self._start(len(found)))
+                await send({"type": "http.response.body", "body": found})
                 return
         await self._routes(scope, _replay(message, receive), send)
 
     def _start(self, length: int) -> Message:
         """Return the head of an answer of this length, made once."""
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(length),
-            **problems.SAFE_HEADERS,
-        }
-        start: Message = {
-            "type": "http.response.start",
-            "status": OK,
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        }
-        self._starts[length] = start
+        start = self._starts[length] = prepared.start_of(length)
         return start
 
 

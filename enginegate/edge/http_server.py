@@ -11,8 +11,10 @@ from typing import Any
 
 import uvicorn
 
+from enginegate.edge import versions
 from enginegate.edge.connection import Connection
 from enginegate.edge.doors import KEEP_ALIVE_S, Doors, Limits
+from enginegate.edge.lane import Lane, Warm
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ OTHER_FILES = 512  # beside connections: journal, engines, pidfds, probes
 class HttpServer(uvicorn.Server):
     """Serves an ASGI application behind the doors; `stop` ends it without losing a request.
 
+    `warm` answers what can be answered in the lane; None leaves all to the application.
     The listening socket is let go at once. What is asked on open connections is
     answered as the last of its connection, for `DRAIN_S`; then `on_drained` is called,
     and whatever is still at work has `grace_s` to finish.
@@ -34,16 +37,16 @@ class HttpServer(uvicorn.Server):
         app: Any,
         limits: Limits,
         *,
+        warm: Warm | None,
         grace_s: float,
         on_started: Callable[[], None],
         on_drained: Callable[[], None],
     ) -> None:
         self.doors = Doors(asyncio.get_running_loop(), limits)
-        protocol: Any = partial(Connection, doors=self.doors)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol,
+                http=self._protocol(warm),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -60,6 +63,20 @@ class HttpServer(uvicorn.Server):
         self._on_started = on_started
         self._on_drained = on_drained
         _allow_files(limits.max_connections + OTHER_FILES)
+
+    def _protocol(self, warm: Warm | None) -> Any:
+        """Return what makes a protocol for each connection."""
+        if not versions.is_tested(uvicorn.__version__):
+            log.warning(
+                "uvicorn %s is not a tested version: admits take the long road, and clients that "
+                "are slow or many are not kept in bounds",
+                uvicorn.__version__,
+            )
+            return "httptools"
+        # An admit has to fit into one piece to be answered in the lane.
+        if warm is None or self.doors.limits.max_body_bytes < self.doors.piece_bytes:
+            return partial(Connection, doors=self.doors)
+        return partial(Lane, doors=self.doors, warm=warm)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

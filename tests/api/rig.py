@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message
 
 from enginegate.admission import Admission
 from enginegate.api.app import build
+from enginegate.api.prepared import prepare
 from enginegate.api.services import Phase, Services
-from enginegate.api.wire import encode_admit
 from enginegate.config import Config, Secrets
 from enginegate.health import HealthLoop
 from enginegate.idle import IdleLoop
@@ -92,7 +92,7 @@ class Gate:
                 lifecycle=self.lifecycle,
                 health=self.health,
                 clock=self.clock,
-                encode=encode_admit,
+                encode=prepare,
             ),
             health=self.health,
             clock=self.clock,

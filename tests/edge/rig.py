@@ -88,6 +88,7 @@ class Served:
         self.server = HttpServer(
             self.app,
             self.limits,
+            warm=None,
             grace_s=self.grace_s,
             on_started=self.started.set,
             on_drained=self._drained,

@@ -1,0 +1,40 @@
+"""The answer to a warm admit as it is sent: headers and body, made when the engine changed.
+
+One string serves both roads: the lane puts status line and date before it, the
+application takes it apart again.
+"""
+
+from starlette.types import Message
+
+from enginegate.api import problems
+from enginegate.api.wire import encode_admit
+from enginegate.registry import LiveEngine
+
+OK = 200
+END_OF_HEAD = b"\r\n\r\n"
+STATUS_LINE = b"HTTP/1.1 200 OK\r\n"
+
+
+def prepare(live: LiveEngine, lease_s: float) -> bytes:
+    """Return headers and body of the answer to an admit of a running engine."""
+    body = encode_admit(live, lease_s)
+    lines = [b"%b: %b" % header for header in _headers(len(body))]
+    return b"\r\n".join(lines) + END_OF_HEAD + body
+
+
+def body_of(prepared: bytes) -> bytes:
+    return prepared[prepared.index(END_OF_HEAD) + len(END_OF_HEAD) :]
+
+
+def start_of(length: int) -> Message:
+    """Return the ASGI message that begins an answer with a body of this length."""
+    return {"type": "http.response.start", "status": OK, "headers": _headers(length)}
+
+
+def _headers(length: int) -> list[tuple[bytes, bytes]]:
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(length),
+        **problems.SAFE_HEADERS,
+    }
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
