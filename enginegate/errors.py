@@ -142,6 +142,10 @@ class PortTakenError(BackendError):
     """Another program holds the engine's port; the engine was not started."""
 
 
+class NoRoomError(BackendError):
+    """The disk that engines' files lie on is full; trying again helps once there is room."""
+
+
 class ImageUnavailableError(BackendError):
     """The image is neither present nor to be pulled; `detail` names it."""
 

@@ -91,6 +91,11 @@ class Keyring:
         """The name of the key that seals; it tells keys apart and nothing about them."""
         return self.key_ids[0]
 
+    @property
+    def resealer(self) -> "Keyring | None":
+        """The ring itself if it has older keys, whose seals are to be made anew."""
+        return self if len(self.key_ids) > 1 else None
+
     def seal(self, engine_id: str, key: str) -> str:
         """Return the key encrypted together with the engine it belongs to."""
         plain = f"{engine_id}{_SEPARATOR}{key}"
@@ -112,6 +117,15 @@ class Keyring:
                 raise KeyUnsealError(engine_id, "was sealed for another engine")
             return key
         raise KeyUnsealError(engine_id, "opens with none of the master keys")
+
+    def reseal(self, engine_id: str, sealed: str) -> str:
+        """Return the key sealed with the first master key, as it is where it is that already.
+
+        Raises:
+            KeyUnsealError: no master key opens it, or it belongs to another engine.
+        """
+        key = self.open(engine_id, sealed)
+        return self.seal(engine_id, key) if self.needs_reseal(sealed) else sealed
 
     def needs_reseal(self, sealed: str) -> bool:
         """Return whether it takes another key than the first to open this."""

@@ -226,7 +226,9 @@ class Recovery:
 
     async def _settle(self, live: LiveEngine, seen: Observation) -> None:
         """Bring row and backend together; what takes time goes on as an operation."""
-        if self.ground.registry.journal_status != "ok" or self.lifecycle.operations.closed:
+        frozen = live.running and seen.presence is Presence.PAUSED  # a thaw needs no record
+        unwritable = self.ground.registry.journal_status != "ok" and not frozen
+        if unwritable or self.lifecycle.operations.closed:
             return
         try:
             await self._settle_one(live, seen)

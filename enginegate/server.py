@@ -35,7 +35,7 @@ from enginegate.pool import Pool
 from enginegate.ports import PortMap
 from enginegate.probe import Probe
 from enginegate.recovery import Recovery
-from enginegate.registry import Registry
+from enginegate.registry import Registry, Sealer
 from enginegate.slices import sliced
 from enginegate.tiers import TierLoop
 
@@ -84,9 +84,13 @@ class Server:
     async def run(self, ready: Ready) -> None:
         """Do everything, in order; return when stopped cleanly."""
         keyring = Keyring(self.secrets.master_keys)
-        journal = Journal.open(self.config.data_path, key_id=keyring.key_id)
+        journal = Journal.open(
+            self.config.data_path, key_id=keyring.key_id, older_key_ids=keyring.key_ids[1:]
+        )
         async with AsyncExitStack() as closing:
             closing.callback(journal.close)
+            gc.disable()  # until the fleet is built: it would walk, again and again, what is kept
+            closing.callback(gc.enable)
             inherited = listening.inherited()
             self.inherited = inherited is not None
             address = self.config.server.host, self.config.server.port
@@ -96,9 +100,9 @@ class Server:
             closing.push_async_callback(probe.close)
             backend = self._make_backend(self.config, journal.instance, probe)
             registry = make_registry(self.config, keyring, backend.url)
-            registry.load(journal.snapshot, journal.tail)
+            registry.load(journal.snapshot, journal.tail, sealer=keyring.resealer)
             journal.release_replay()
-            journal.begin(registry.snapshot())
+            journal.begin(registry.snapshot(), may_wait=True)
             journal.on_sync = registry.meters.synced
             registry.trail.history = lambda before: journal.history(before=before)
             committer = Committer(
@@ -107,7 +111,7 @@ class Server:
                 abandon=registry.abandon,
                 snapshot_source=registry.snapshot,
             )
-            registry.attach(committer, lambda: journal.status)
+            registry.attach(committer, journal)
             closing.push_async_callback(backend.close)
             await backend.open()
             ground = Ground(
@@ -142,6 +146,7 @@ class Server:
             loops = [spawn(work, name) for name, work in parts.loops(journal)]
             gc.collect()
             gc.freeze()
+            gc.enable()
             await self._listen(parts, listener, ready)
             for loop in loops:
                 loop.cancel()
@@ -243,6 +248,7 @@ class Parts:
     async def _tick_forever(self) -> None:
         """Once a second: what keeps counters and windows of the last minute right."""
         registry = self.ground.registry
+        status = registry.journal_status
         while True:
             before = self.ground.clock.now()
             await self.ground.clock.sleep(SECOND_S)
@@ -252,6 +258,8 @@ class Parts:
             self.admission.flush_denials()
             await self.admission.forget_idle_windows()
             await self.recovery.drop_old_keys()
+            if status != (status := registry.journal_status) == "ok":
+                self.spawn(self.recovery.compare(), "compare after a full disk")
 
     async def _retain_forever(self, journal: Journal) -> None:
         """Now and then: drop what is older or larger than `[audit]` allows."""
@@ -330,9 +338,15 @@ class _Blind:
 
 
 def fold(
-    snapshot: Iterable[SnapshotRecord], tail: Iterable[tuple[int, AnyFact]]
+    snapshot: Iterable[SnapshotRecord],
+    tail: Iterable[tuple[int, AnyFact]],
+    *,
+    sealer: Sealer | None = None,
 ) -> list[SnapshotRecord]:
-    """Return the state that a snapshot and the facts after it add up to; needs no key."""
+    """Return the state that a snapshot and the facts after it add up to.
+
+    It needs no key, unless a `sealer` is to seal it anew.
+    """
     ports = Config().ports
     registry = Registry(
         ports=PortMap(ports.min, ports.max),
@@ -341,7 +355,7 @@ def fold(
         url_of=lambda _: "",
         sleep_after_s=0,
     )
-    registry.load(snapshot, tail)
+    registry.load(snapshot, tail, sealer=sealer)
     return registry.snapshot()
 
 

@@ -28,11 +28,11 @@ from enginegate.backends.base import (
     Presence,
     Usage,
 )
-from enginegate.backends.process_files import Files, Record
+from enginegate.backends.process_files import NO_ROOM, Files, Record
 from enginegate.backends.process_launch import Launcher, base_environ, checked
 from enginegate.backends.process_life import Life, sweep
 from enginegate.backends.process_slot import Slot, required, to_the_end, within
-from enginegate.errors import BackendError, NotRunningError
+from enginegate.errors import BackendError, NoRoomError, NotRunningError
 
 SAMPLE_COMMAND: Final[list[str]] = [
     sys.executable,
@@ -394,4 +394,5 @@ class ProcessBackend:
         try:
             return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
         except OSError as fault:
-            raise BackendError(operation, engine_id, str(fault)) from fault
+            kind = NoRoomError if fault.errno in NO_ROOM else BackendError
+            raise kind(operation, engine_id, str(fault)) from fault

@@ -26,6 +26,7 @@ LOG_MAX_BYTES = 1_048_576
 LINE_MAX_BYTES = 4096
 REMOVE_ATTEMPTS = 5
 REMOVE_PAUSE_S = 0.05
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,12 +106,12 @@ class Files:
         """Keep the end of every log that grew too large as `.log.1`, and empty it.
 
         Copied and truncated, since the engine holds it open; what it writes in between
-        is lost.
+        is lost. On a full disk so is the copy: bounded comes first.
         """
         for path in self._logs.glob("*.log"):
             with suppress(FileNotFoundError):
                 if path.stat().st_size > LOG_MAX_BYTES:
-                    _replace(_older(path), _end_of(path, LOG_MAX_BYTES))
+                    _keep_end(path)
                     os.truncate(path, 0)
 
     def disown(self, engine_id: str) -> None:
@@ -149,9 +150,21 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)  # left by a crash, perhaps with another mode
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+    except OSError:
+        temporary.unlink()  # half a file helps nobody, and its room may help somebody
+        raise
     temporary.replace(path)
+
+
+def _keep_end(log: Path) -> None:
+    try:
+        _replace(_older(log), _end_of(log, LOG_MAX_BYTES))
+    except OSError as fault:
+        if fault.errno not in NO_ROOM:
+            raise
 
 
 def _read(path: Path) -> bytes | None:

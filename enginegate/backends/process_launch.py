@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -136,7 +137,8 @@ class Launcher:
             begun = known is not None and known.pid is None
             if known is None or (begun and one.start_ticks >= known.start_ticks - 1):
                 found[record.engine_id] = record
-                self._files.write_record(record)
+                with suppress(OSError):  # on a full disk: it is found the same way again
+                    self._files.write_record(record)
         return list(found.values())
 
     def _from_environ(self, stat: proc.Stat) -> Record | None:

@@ -23,7 +23,8 @@ from enginegate.journal.payloads import (
 from enginegate.journal.storage import Storage
 
 GENERATIONS = 3
-_START_BYTES = 4096
+START_BYTES = 4096
+MIB, DAY_MS = 1024 * 1024, 86_400_000
 
 log = logging.getLogger("enginegate.journal")
 
@@ -56,11 +57,12 @@ class Archive:
         for entry in listing(self._storage, self._directory).snapshots[:-GENERATIONS]:
             discard(self._storage, self._directory / entry.name)
 
-    def retain(self, *, before_ms: int, max_bytes: int) -> int:
-        """Remove archived segments whose facts are all older than `before_ms`, or over the size.
+    def retain(self, *, days: float, max_mb: float, now_ms: int) -> int:
+        """Remove archived segments whose facts are all older than that, or over the size.
 
         Always the oldest first, so that what stays has no gap. Returns how many were removed.
         """
+        before_ms, max_bytes = now_ms - round(days * DAY_MS), round(max_mb * MIB)
         found = listing(self._storage, self._directory)
         if not found.snapshots:
             return 0
@@ -109,7 +111,7 @@ class Archive:
         header = self._headers.get(entry.name)
         if header is None:
             try:
-                data = read_start(self._storage, self._directory / entry.name, _START_BYTES)
+                data = read_start(self._storage, self._directory / entry.name, START_BYTES)
                 frame = first_frame(data)
                 header = decode_header(frame.payload) if frame else None
             except (OSError, UnreadableError) as error:

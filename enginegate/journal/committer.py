@@ -184,7 +184,7 @@ class Committer:
         """Write one batch, then apply it, then tell the waiters. Raises JournalFailed."""
         batch = self._in_flight = self._take()
         self._busy = True
-        use_reserve = all(item.use_reserve for item in batch)
+        use_reserve = any(item.use_reserve for item in batch)  # its outcomes are done already
         raws = [item.raw for item in batch]
         try:
             first = await self._in_thread(
@@ -215,9 +215,9 @@ class Committer:
         """About once a second: heal from a full disk, or seal what an idle journal ends with."""
         self._ticked = False
         idle, self._busy = not self._busy, False
-        if self._journal.status == "full":
+        if await self._in_thread(self._journal.check) == "full":
             try:
-                await self._in_thread(self._journal.rotate)
+                await self._in_thread(self._journal.heal)
             except JournalFull:
                 return
             log.warning("there is room on the disk again: changes are accepted")
@@ -276,7 +276,7 @@ class Committer:
     def _refusal(self, *, use_reserve: bool) -> str | None:
         if self._closing:
             return CLOSED
-        status = self._journal.status
+        status = self._journal.check()
         if status == "failed":
             return FAILED
         if status == "full" and not use_reserve:

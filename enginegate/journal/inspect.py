@@ -73,7 +73,7 @@ def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS
             if content.tear:
                 _note(report, "torn", content.tear.reason, content.tear.path, content.tear.offset)
         if report.verdict != "damage":
-            recover(storage, directory, key_id=key_id)
+            recover(storage, directory, key_ids=None if key_id is None else {key_id})
     except JournalError as error:
         report.verdict, report.message = "damage", str(error)
         report.path, report.offset = error.path, error.offset
@@ -156,7 +156,7 @@ def _contents(storage: Storage, directory: Path) -> Iterator[Content]:
     for entry, following in pairwise([*listing(storage, directory).segments, None]):
         assert entry is not None
         content = read_segment(
-            storage, directory, entry, following, before, instance=instance, key_id=None
+            storage, directory, entry, following, before, instance=instance, key_ids=None
         )
         before, instance = content.position, content.header.instance
         yield content
@@ -165,7 +165,7 @@ def _contents(storage: Storage, directory: Path) -> Iterator[Content]:
 def _verify_snapshot(storage: Storage, directory: Path, entry: Entry, report: VerifyReport) -> None:
     path = directory / entry.name
     report.snapshots += 1
-    loaded = load_snapshot(read_whole(storage, path), path, entry, key_id=None)
+    loaded = load_snapshot(read_whole(storage, path), path, entry, key_ids=None)
     if isinstance(loaded, int):
         _note(report, "damage", "the snapshot is damaged", path, loaded)
 

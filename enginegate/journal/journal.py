@@ -4,18 +4,17 @@
     begin  a fresh snapshot and a fresh segment in a new epoch
     append one frame, one sync; facts are durable when it returns
 
-`append`, `rotate`, `seal`, `make_room` and `close` exclude each other; `write_snapshot`
-and `retain` may run beside them in another thread. `history` is for any thread.
+`append`, `rotate`, `heal`, `seal` and `close` exclude each other; `write_snapshot` and
+`retain` may run beside them in another thread. `history` and `check` are for any thread.
 """
 
 import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from msgspec import Raw
 
@@ -23,45 +22,32 @@ from enginegate.clock import Clock, SystemClock
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
 from enginegate.journal.archive import Archive
+from enginegate.journal.condition import Condition, Health
 from enginegate.journal.failures import JournalFailed, JournalFull
-from enginegate.journal.files import (
-    clear_leftovers,
-    discard,
-    filesystem_warnings,
-    segment_name,
-    snapshot_name,
-)
+from enginegate.journal.files import clear_leftovers, discard, filesystem_warnings
 from enginegate.journal.inherited import keep
-from enginegate.journal.opening import take
-from enginegate.journal.payloads import (
-    SEGMENT,
-    SNAPSHOT,
-    FileHeader,
-    cut,
-    encode_fact,
-    encode_facts,
-)
+from enginegate.journal.newfiles import NewFiles, Origin
+from enginegate.journal.opening import quarantine, take
+from enginegate.journal.payloads import cut, encode_fact, encode_facts
 from enginegate.journal.recovery import Position, Recovered
-from enginegate.journal.segments import Segment, create_segment, publish_segment
-from enginegate.journal.snapshot import create_snapshot, publish_snapshot
+from enginegate.journal.room import Room
+from enginegate.journal.segments import Segment, publish_segment
+from enginegate.journal.snapshot import publish_snapshot
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.model import SnapshotRecord
 
 log = logging.getLogger("enginegate.journal")
 
-MIB, DAY_MS = 1024 * 1024, 86_400_000
-SEGMENT_BYTES = SNAPSHOT_AFTER_BYTES = 16 * MIB
+SEGMENT_BYTES = SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024
 _SLOW_SYNC_S = 1.0
 _OS, _CLOCK = OsStorage(), SystemClock()
-
-Health = Literal["ok", "full", "failed"]
 
 
 class Journal:
     """The single writer of durable state. Made by `Journal.open`.
 
-    `snapshot` and `tail` are what was read back; `next_number` is the number the next fact
-    gets; `on_sync` is told the seconds and bytes of each synced frame, in the writing thread.
+    `snapshot` and `tail` are what was read back; `on_sync` is told the seconds and bytes of
+    each synced frame, in the writing thread.
     """
 
     def __init__(
@@ -85,18 +71,21 @@ class Journal:
         self.warnings = recovered.warnings
         self.bytes_written = 0
         self.on_sync: Callable[[float, int], None] | None = None
-        self._key_id = key_id
         self._storage = storage
         self._clock = clock
-        self._segment_bytes = segment_bytes
         self._snapshot_after = snapshot_after_bytes
         self._lock_fd: int | None = lock_fd
         self._position = recovered.position
-        self._ends, self._last = recovered.ends, recovered.last
+        self._ends, self._last, self._tear = recovered.ends, recovered.last, recovered.tear
         self._archive = Archive(storage, directory)
+        self._room = Room(storage, directory)
+        origin = Origin(self.instance, self.epoch, key_id)
+        self._new = NewFiles(
+            storage, directory, self._room, clock, origin, segment_bytes=segment_bytes
+        )
+        self._condition = Condition(self._room, directory)
+        self._waiting: list[SnapshotRecord] | None = None  # for room, to begin with
         self._segment: Segment | None = None
-        self._full = False
-        self._failure: str | None = None
         self._sealed = True
         self._snapshot_bytes = recovered.snapshot_bytes
         self._snapshot_mark = 0  # `bytes_written` when the newest snapshot's state was current
@@ -109,21 +98,30 @@ class Journal:
         directory: Path,
         *,
         key_id: str,
+        older_key_ids: Collection[str] = (),
         storage: Storage = _OS,
         clock: Clock = _CLOCK,
         segment_bytes: int = SEGMENT_BYTES,
         snapshot_after_bytes: int = SNAPSHOT_AFTER_BYTES,
         check: Callable[[Path], list[str]] = filesystem_warnings,
         drop_suspect: bool = False,
+        forsake_generations: bool = False,
     ) -> Self:
         """Lock the directory and read it back. Warnings are logged and kept in `warnings`.
 
-        `key_id` names the master key; `check` says what is wrong with the file system;
-        `drop_suspect` drops a suspect tail as if it were torn (into the quarantine).
+        `key_id` names the master key, `older_key_ids` those that what is there may be sealed
+        with as well; `check` says what is wrong with the file system; `drop_suspect` drops a
+        suspect tail as if it were torn (into the quarantine); `forsake_generations` lets
+        older generations be of a key that nobody has any more.
         Raises JournalError: exit code 75 in use, 78 wrong key or directory, 65 damage.
         """
         recovered, lock_fd = take(
-            storage, directory, key_id=key_id, check=check, drop_suspect=drop_suspect
+            storage,
+            directory,
+            key_ids=frozenset({key_id, *older_key_ids}),
+            check=check,
+            drop_suspect=drop_suspect,
+            forsake_generations=forsake_generations,
         )
         return cls(
             directory,
@@ -141,24 +139,22 @@ class Journal:
     @property
     def status(self) -> Health:
         """Tell whether changes can be written: `full` heals, `failed` wants a restart."""
-        if self._failure is not None:
-            return "failed"
-        return "full" if self._full else "ok"
+        return self._condition.status
 
     @property
     def next_number(self) -> int:
+        """The number that the next fact gets."""
         return self._position.number
 
     @property
     def sequence(self) -> int:
-        """The last durable frame."""
-        return self._position.sequence
+        return self._position.sequence  # the last durable frame
 
     @property
     def should_snapshot(self) -> bool:
         """Tell whether replay would be long enough to be worth a snapshot."""
-        since = self.bytes_written - self._snapshot_mark
-        return since > max(self._snapshot_after, 2 * self._snapshot_bytes)
+        least = max(self._snapshot_after, 2 * self._snapshot_bytes)
+        return self.bytes_written - self._snapshot_mark > least
 
     @property
     def sealable(self) -> bool:
@@ -169,35 +165,79 @@ class Journal:
         """Forget what was read back; the registry has it now."""
         self.snapshot, self.tail = [], []
 
+    def check(self) -> Health:
+        """Return the status after a look at the disk; a few microseconds, for any thread."""
+        return self._condition.check()
+
+    def out_of_room(self, why: str) -> None:
+        """Be told that somebody else found the disk full."""
+        self._room.lost(why)
+
+    def heal(self) -> None:
+        """Leave `full`. Raises JournalFull where there is no room yet, JournalFailed."""
+        with self._writing:
+            self._condition.demand_usable()
+            self._room.demand()
+            if self._waiting is not None:
+                self._begin(self._waiting)
+            elif self._condition.full:
+                self.rotate()
+
     # --- new files ----------------------------------------------------------------------------
 
-    def begin(self, records: Iterable[SnapshotRecord], *, key_id: str | None = None) -> None:
+    def begin(self, records: Iterable[SnapshotRecord], *, may_wait: bool = False) -> None:
         """Write the state into a fresh snapshot and segment; from here on facts can be appended.
 
         Pages read back after a crash may never have reached the disk, and the old segment may
-        end torn: nothing is ever appended to a file of an earlier process. `key_id` names
-        another master key, for records that were sealed anew. Raises JournalFull, JournalFailed.
+        have a torn end: so nothing is ever appended to a file of an earlier process. On a full
+        disk the ballast makes room. Where that is not enough, `may_wait` leaves the journal
+        `full` until `heal` succeeds. Raises JournalFull, JournalFailed.
         """
         assert self._segment is None, "begun already"
-        self._demand_usable()
-        self._key_id = key_id or self._key_id
+        self._condition.demand_usable()
         state = list(records)
         with self._writing:
-            clear_leftovers(self._storage, self.directory)
-            at = self._position
-            path = self._make_snapshot(state, at)
             try:
-                segment = self._create_segment(genesis=self.fresh and not state)
-                keep(self._storage, self._last)
-                self._publish(segment)
-            except BaseException:
-                discard(self._storage, path.with_name(path.name + ".tmp"))
+                self._begin(state)
+            except JournalFull as error:
+                log.warning("beginning without its ballast: %s", error)
+                self._begin_with_ballast(state, may_wait=may_wait)
+
+    def _begin_with_ballast(self, state: list[SnapshotRecord], *, may_wait: bool) -> None:
+        self._room.drop_ballast()
+        try:
+            self._begin(state)
+        except JournalFull as error:
+            if not may_wait:
                 raise
-            with self._latching():
-                publish_snapshot(self._storage, path)
-            self._snapshot_mark = at.written
-            self._archive.trim(self._ends)
-            self._archive.prune()
+            log.warning("changes are refused until there is room: %s", error)
+            self._waiting, self._condition.full = state, True
+
+    def _begin(self, state: list[SnapshotRecord]) -> None:
+        clear_leftovers(self._storage, self.directory)
+        if self._tear:
+            with self._condition.latching():
+                self.warnings.append(quarantine(self._storage, self.directory, self._tear))
+            self._tear = None
+        if self._segment:  # an earlier try came so far, and no further
+            self._segment.close()
+        at = self._position
+        path = self._make_snapshot(state, at)
+        try:
+            segment = self._create_segment(genesis=self.fresh and not state)
+            keep(self._storage, self._last)
+            self._publish(segment)
+        except BaseException:
+            discard(self._storage, path.with_name(path.name + ".tmp"))
+            raise
+        with self._condition.latching():
+            publish_snapshot(self._storage, path)
+        self._snapshot_mark = at.written
+        self._archive.trim(self._ends)
+        self._archive.prune()
+        self._waiting = None
+        self._new.keep_ballast(self._snapshot_bytes)
+        self._room.look()
 
     def rotate(self, *, room: int = 0) -> Position:
         """Begin a new segment, with `room` bytes at least; return the position in between.
@@ -206,7 +246,7 @@ class Journal:
         the old segment stays in use) or JournalFailed.
         """
         with self._writing:
-            self._demand_usable()
+            self._condition.demand_usable()
             old, at = self._current, self._position
             self._publish(self._create_segment(genesis=False, room=room))
             old.close()
@@ -220,12 +260,13 @@ class Journal:
         Raises JournalFull (no harm done) or JournalFailed.
         """
         with self._snapshotting:
-            self._demand_usable()
+            self._condition.demand_usable()
             path = self._make_snapshot(records, state_at)
-            with self._latching():
+            with self._condition.latching():
                 publish_snapshot(self._storage, path)
             self._snapshot_mark = state_at.written
             self._archive.prune()
+            self._new.keep_ballast(self._snapshot_bytes)
 
     def retain(self, *, days: float, max_mb: float) -> int:
         """Remove the oldest archived segments by age and total size; return how many.
@@ -233,8 +274,7 @@ class Journal:
         What the kept generations need is never removed.
         """
         with self._snapshotting:
-            before_ms = self._clock.wall_ms() - round(days * DAY_MS)
-            return self._archive.retain(before_ms=before_ms, max_bytes=round(max_mb * MIB))
+            return self._archive.retain(days=days, max_mb=max_mb, now_ms=self._clock.wall_ms())
 
     # --- appending ----------------------------------------------------------------------------
 
@@ -270,9 +310,7 @@ class Journal:
 
     def fail(self, reason: str) -> None:
         """Latch: nothing is written any more until a restart."""
-        if self._failure is None:
-            self._failure = reason
-            log.critical("the journal has failed, changes are refused until a restart: %s", reason)
+        self._condition.fail(reason)
 
     def close(self) -> None:
         """Seal what is there and give the directory back. May be called again."""
@@ -287,11 +325,9 @@ class Journal:
             finally:
                 if self._segment:
                     self._segment.close()
-                self._failure = self._failure or "closed"
+                self._condition.close()
                 os.close(self._lock_fd)
                 self._lock_fd = None
-
-    # --- reading back -------------------------------------------------------------------------
 
     def history(self, *, before: int | None = None) -> Iterator[tuple[int, AnyFact]]:
         """Yield durable facts with their numbers, newest first, over all segments on disk.
@@ -306,35 +342,21 @@ class Journal:
 
     @property
     def _current(self) -> Segment:
+        """Return the open segment. Raises JournalFull where a full disk has let none begin."""
+        if self._waiting is not None:
+            raise JournalFull("no room on disk to begin with", path=str(self.directory))
         assert self._segment is not None, "begin comes first"
         return self._segment
 
-    def _demand_usable(self) -> None:
-        if self._failure is not None:
-            raise JournalFailed(
-                f"the journal takes no more changes: {self._failure}",
-                path=str(self.directory),
-                hint="Restart enginegate: it recovers into new files.",
-            )
-
-    @contextmanager
-    def _latching(self) -> Iterator[None]:
-        """Latch when something failed for good."""
-        try:
-            yield
-        except JournalFailed as error:
-            self.fail(str(error))
-            raise
-
     def _append_frame(self, batch: list[Raw], *, use_reserve: bool) -> None:
-        self._demand_usable()
+        self._condition.demand_usable()
         payload = encode_facts(self.next_number, batch)
         needed = frames.frame_bytes(len(payload))
-        if self._full or self._current.room(use_reserve=False) < needed:
+        if self._condition.full or self._current.room(use_reserve=False) < needed:
             try:
                 self.rotate(room=needed)
             except JournalFull:
-                self._full = True
+                self._condition.full = True
                 if not use_reserve or self._current.room(use_reserve=True) < needed:
                     raise
         self._write(frames.FACTS, payload, count=len(batch))
@@ -342,7 +364,7 @@ class Journal:
     def _write(self, kind: int, payload: bytes, *, count: int) -> None:
         segment = self._current
         begun = self._clock.now()
-        with self._latching():
+        with self._condition.latching():
             size = segment.write(kind, payload)
         seconds = self._clock.now() - begun
         self._advance(segment, size, count)
@@ -358,43 +380,21 @@ class Journal:
         number = self._position.number + count
         self._position = Position(link.sequence, number, link.crc, self.bytes_written)
 
-    def _header(
-        self, kind: str, at: Position, *, size_bytes: int = 0, genesis: bool = False
-    ) -> FileHeader:
-        return FileHeader(
-            kind=kind,
-            instance=self.instance,
-            epoch=self.epoch,
-            sequence=at.sequence + (kind == SEGMENT),
-            number=at.number,
-            crc=at.crc,
-            key_id=self._key_id,
-            created_at_ms=self._clock.wall_ms(),
-            size_bytes=size_bytes,
-            genesis=genesis,
-        )
-
     def _create_segment(self, *, genesis: bool, room: int = 0) -> Segment:
-        """Make the next segment, unpublished, with at least `room` bytes for a frame."""
-        size = max(self._segment_bytes, room + room // 8 + 4096)
-        header = self._header(SEGMENT, self._position, size_bytes=size, genesis=genesis)
-        name = segment_name(self.epoch, header.sequence)
-        with self._latching():
-            return create_segment(self._storage, self.directory, name, header)
+        with self._condition.latching():
+            return self._new.segment(self._position, genesis=genesis, room=room)
 
     def _publish(self, segment: Segment) -> None:
         """Put a new segment into use."""
-        with self._latching():
+        with self._condition.latching():
             publish_segment(self._storage, segment)
         self._segment = segment
         self._sealed = True
-        self._full = False
+        self._condition.full = False
         self._archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)
 
     def _make_snapshot(self, records: Sequence[SnapshotRecord], at: Position) -> Path:
-        path = self.directory / snapshot_name(self.epoch, at.sequence)
-        with self._latching():
-            header = self._header(SNAPSHOT, at)
-            self._snapshot_bytes = create_snapshot(self._storage, path, header, records)
+        with self._condition.latching():
+            path, self._snapshot_bytes = self._new.snapshot(records, at)
         return path

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from enginegate.journal.failures import new_file
+from enginegate.journal.failures import JournalFull, new_file
 from enginegate.journal.files import (
     QUARANTINE,
     lock_directory,
@@ -13,7 +13,7 @@ from enginegate.journal.files import (
     publish,
     write_new,
 )
-from enginegate.journal.recovery import Recovered, Tear, recover
+from enginegate.journal.recovery import Recovered, Tear, check_generations, recover
 from enginegate.journal.storage import Storage
 
 log = logging.getLogger("enginegate.journal")
@@ -23,9 +23,10 @@ def take(
     storage: Storage,
     directory: Path,
     *,
-    key_id: str,
+    key_ids: Collection[str],
     check: Callable[[Path], list[str]],
     drop_suspect: bool,
+    forsake_generations: bool,
 ) -> tuple[Recovered, int]:
     """Return what was read back, warnings included, and the fd that holds the lock.
 
@@ -34,19 +35,33 @@ def take(
     warnings = prepare_directory(directory) + check(directory)
     lock_fd = lock_directory(directory)
     try:
-        recovered = recover(storage, directory, key_id=key_id, drop_suspect=drop_suspect)
+        recovered = recover(storage, directory, key_ids=key_ids, drop_suspect=drop_suspect)
+        if not forsake_generations:
+            check_generations(storage, directory, key_ids)
+        recovered.warnings[:0] = warnings
+        for warning in recovered.warnings:
+            log.warning("%s", warning)
         if recovered.tear:
-            recovered.warnings.append(_quarantine(storage, directory, recovered.tear))
+            _keep(storage, directory, recovered)
     except BaseException:
         os.close(lock_fd)
         raise
-    recovered.warnings[:0] = warnings
-    for warning in recovered.warnings:
-        log.warning("%s", warning)
     return recovered, lock_fd
 
 
-def _quarantine(storage: Storage, directory: Path, tear: Tear) -> str:
+def _keep(storage: Storage, directory: Path, recovered: Recovered) -> None:
+    """Copy a torn end away; on a full disk `begin` does it, once there is room."""
+    assert recovered.tear is not None
+    try:
+        recovered.warnings.append(quarantine(storage, directory, recovered.tear))
+    except JournalFull as error:
+        recovered.warnings.append(f"{recovered.tear.path}: a torn end is not copied yet: {error}")
+        log.warning("%s", recovered.warnings[-1])
+    else:
+        recovered.tear = None
+
+
+def quarantine(storage: Storage, directory: Path, tear: Tear) -> str:
     """Copy a tail away before it is dropped, for a human to look at; return the warning.
 
     Raises JournalFull or JournalFailed: then nothing may be dropped.
@@ -60,7 +75,9 @@ def _quarantine(storage: Storage, directory: Path, tear: Tear) -> str:
     publish(storage, copy)
     with new_file(folder):
         storage.sync_directory(folder)
-    return (
+    kept = (
         f"{tear.path}: dropped {len(tear.content)} bytes at offset {tear.offset}, {tear.reason};"
         f" a copy is {copy}"
     )
+    log.warning("%s", kept)
+    return kept

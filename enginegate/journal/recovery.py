@@ -6,7 +6,7 @@ operator says so after a look (a suspect one).
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -17,7 +17,8 @@ from zlib import crc32
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
-from enginegate.journal.files import EX_CONFIG, Entry, listing, read_whole
+from enginegate.journal.archive import GENERATIONS, START_BYTES, first_frame
+from enginegate.journal.files import EX_CONFIG, Entry, listing, read_start, read_whole
 from enginegate.journal.frames import Finding, Frame, Link
 from enginegate.journal.inherited import Inherited
 from enginegate.journal.payloads import (
@@ -92,9 +93,13 @@ class Recovered:
 
 
 def recover(
-    storage: Storage, directory: Path, *, key_id: str | None = None, drop_suspect: bool = False
+    storage: Storage,
+    directory: Path,
+    *,
+    key_ids: Collection[str] | None = None,
+    drop_suspect: bool = False,
 ) -> Recovered:
-    """Read a directory as a start does. `key_id` None takes any master key.
+    """Read a directory as a start does. `key_ids` None takes any master key.
 
     Raises JournalError with the file, the offset and a hint, wherever going on could lose or
     invent something.
@@ -106,10 +111,10 @@ def recover(
     state.epoch = max(entry.epoch for entry in found.segments + found.snapshots)
     with _without_collector():
         if found.snapshots:
-            _load_snapshot(storage, directory, found.snapshots, key_id, state)
+            _load_snapshot(storage, directory, found.snapshots, key_ids, state)
         base = state.position.sequence
         later = [entry for entry in found.segments if entry.sequence > base]
-        _replay(storage, directory, later, key_id, state, drop_suspect=drop_suspect)
+        _replay(storage, directory, later, key_ids, state, drop_suspect=drop_suspect)
     return state
 
 
@@ -132,14 +137,14 @@ def _load_snapshot(
     storage: Storage,
     directory: Path,
     entries: list[Entry],
-    key_id: str | None,
+    key_ids: Collection[str] | None,
     state: Recovered,
 ) -> None:
     """Take the newest whole snapshot; an older one has the same end, by more segments."""
     for entry in reversed(entries):
         path = directory / entry.name
         data = read_whole(storage, path)
-        loaded = load_snapshot(data, path, entry, key_id=key_id)
+        loaded = load_snapshot(data, path, entry, key_ids=key_ids)
         if isinstance(loaded, int):
             state.warnings.append(f"{path} is damaged at offset {loaded}; an older one is used")
             continue
@@ -153,7 +158,7 @@ def _load_snapshot(
 
 
 def load_snapshot(
-    data: bytes, path: Path, entry: Entry, *, key_id: str | None
+    data: bytes, path: Path, entry: Entry, *, key_ids: Collection[str] | None
 ) -> tuple[FileHeader, list[SnapshotRecord]] | int:
     """Return a snapshot's header and records, or the offset where it is damaged.
 
@@ -163,7 +168,7 @@ def load_snapshot(
         header = read_snapshot_header(data)
         if header is None or (header.epoch, header.sequence) != (entry.epoch, entry.sequence):
             return 0
-        _check_key(header, key_id, path)
+        _check_key(header, key_ids, path)
         records, end = read_records(data)
     except UnreadableError as error:
         refuse(str(error), path)
@@ -174,7 +179,7 @@ def _replay(
     storage: Storage,
     directory: Path,
     entries: list[Entry],
-    key_id: str | None,
+    key_ids: Collection[str] | None,
     state: Recovered,
     *,
     drop_suspect: bool,
@@ -191,7 +196,7 @@ def _replay(
             following,
             state.position,
             instance=state.instance,
-            key_id=key_id,
+            key_ids=key_ids,
             drop_suspect=drop_suspect,
         )
         if not state.instance and not content.header.genesis:
@@ -213,7 +218,7 @@ def read_segment(
     before: Position | None,
     *,
     instance: str,
-    key_id: str | None,
+    key_ids: Collection[str] | None,
     drop_suspect: bool = False,
 ) -> Content:
     """Read a whole segment that must continue at `before` (None: wherever it begins).
@@ -227,7 +232,7 @@ def read_segment(
     header, first = _segment_header(data, path, entry)
     if instance and header.instance != instance:
         refuse(f"it belongs to another instance ({header.instance}, not {instance})", path)
-    _check_key(header, key_id, path)
+    _check_key(header, key_ids, path)
     if before is not None:
         _check_follows(header, before, path)
     if following is None and len(data) < header.size_bytes:
@@ -257,14 +262,44 @@ def _segment_header(data: bytes, path: Path, entry: Entry) -> tuple[FileHeader, 
     return header, first
 
 
-def _check_key(header: FileHeader, key_id: str | None, path: Path) -> None:
-    if key_id is not None and header.key_id != key_id:
+def _check_key(header: FileHeader, key_ids: Collection[str] | None, path: Path) -> None:
+    if key_ids is not None and header.key_id not in key_ids:
         raise JournalError(
-            f"wrong master key: written with key {header.key_id}, this one is {key_id}",
+            f"wrong master key: written with key {header.key_id},"
+            f" given is {' and '.join(sorted(key_ids))}",
             path=str(path),
             hint="Start with the key that this data directory was made with.",
             exit_code=EX_CONFIG,
         )
+
+
+def check_generations(storage: Storage, directory: Path, key_ids: Collection[str]) -> None:
+    """See that the generations kept to fall back on are sealed with keys that are there.
+
+    Damage in them is no matter here. Raises JournalError (exit code 78).
+    """
+    found = listing(storage, directory)
+    kept = found.snapshots[-GENERATIONS:]
+    since = kept[0].sequence if kept else 0
+    for entry in [*kept, *(one for one in found.segments if one.sequence > since)]:
+        header = _header_of(storage, directory / entry.name)
+        if header is not None and header.key_id not in key_ids:
+            raise JournalError(
+                f"an older generation still needs master key {header.key_id}",
+                path=str(directory / entry.name),
+                hint="Give both keys, the new one first, and run `enginegate rekey`; where the old"
+                " one is gone for good, `enginegate rekey --purge-old-generations`.",
+                exit_code=EX_CONFIG,
+            )
+
+
+def _header_of(storage: Storage, path: Path) -> FileHeader | None:
+    """Return a file's header, None where it cannot be read."""
+    try:
+        frame = first_frame(read_start(storage, path, START_BYTES))
+        return decode_header(frame.payload) if frame else None
+    except (OSError, UnreadableError):
+        return None
 
 
 def _check_follows(header: FileHeader, before: Position, path: Path) -> None:

@@ -41,6 +41,10 @@ class Storage(Protocol):
         """Reserve room on the disk; the file then has this size and reads as zeros."""
         ...
 
+    def free_bytes(self, directory: Path) -> int:
+        """Return how much room is left there; 0 where no more files can be made."""
+        ...
+
     def truncate(self, path: Path, size: int) -> None:
         """Give back what lies behind `size`."""
         ...
@@ -95,6 +99,13 @@ class OsStorage:
 
     def allocate(self, fd: int, size: int) -> None:
         os.posix_fallocate(fd, 0, size)
+
+    def free_bytes(self, directory: Path) -> int:
+        status = os.statvfs(directory)
+        if status.f_files and not status.f_ffree:
+            return 0  # no inode is left; a system that counts none says 0 of 0
+        blocks = status.f_bavail if os.geteuid() else status.f_bfree
+        return blocks * status.f_frsize
 
     def truncate(self, path: Path, size: int) -> None:
         os.truncate(path, size)

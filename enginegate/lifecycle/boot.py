@@ -15,8 +15,10 @@ from enginegate.errors import (
     DataLostError,
     GateError,
     ImageUnavailableError,
+    NoRoomError,
     PortExhaustionError,
     PortTakenError,
+    StorageUnavailableError,
 )
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine
@@ -76,6 +78,7 @@ class Booter:
         Raises:
             PortExhaustionError: every port of the range is leased or held.
             BackendFailedError, BackendUnavailableError: the backend could not.
+            StorageUnavailableError: no room on the disk for its files.
             GateError: `late`, when the time is over.
         """
         try:
@@ -102,6 +105,9 @@ class Booter:
             except PortTakenError:
                 held.add(live.engine.port)
                 await self._move_port(live, held)
+            except NoRoomError as error:
+                self.ground.registry.out_of_room(str(error))
+                raise told(error) from error
             except BackendError as error:
                 raise told(error) from error
             else:
@@ -198,6 +204,11 @@ def told(error: BackendError) -> GateError:
         )
     if isinstance(error, DataLostError):
         return lost(error.detail)
+    if isinstance(error, NoRoomError):
+        return StorageUnavailableError(
+            f"The disk is full, the engine could not be told to {error.operation}; it goes on by"
+            " itself once there is room."
+        )
     if isinstance(error, ImageUnavailableError):
         return BackendFailedError(
             f"The image {error.detail} cannot be had; make it available or choose another."

@@ -1,11 +1,14 @@
 """A user's engine comes to be: checks, reservation, row, boot."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from uuid import uuid4
 
 from enginegate import facts as f
 from enginegate.errors import (
     EngineAlreadyExistsError,
+    GateError,
     PolicyDeniedError,
     QuotaExceededError,
     StorageUnavailableError,
@@ -19,12 +22,18 @@ from enginegate.model import Spare
 from enginegate.policy import image_allowed, quota_left
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
+Undo = Callable[[LiveEngine, str], Awaitable[object]]
+"""Removes what a provision has begun; told by whom."""
+
 
 class Provisioning:
-    def __init__(self, ground: Ground, operations: Operations, starter: Starter) -> None:
+    def __init__(
+        self, ground: Ground, operations: Operations, starter: Starter, *, undo: Undo
+    ) -> None:
         self.ground = ground
         self.operations = operations
         self.starter = starter
+        self.undo = undo
 
     async def refuse_if_exists(self, owner: LiveProduct, user_id: str) -> None:
         while user_id in owner.taken:
@@ -74,7 +83,12 @@ class Provisioning:
         async def work(_: Operation) -> LiveEngine:
             await asyncio.shield(recorded)
             live = self.ground.registry.engines[engine_id]
-            await self.starter.boot(live, via="provision", actor=actor)
+            try:
+                await self.starter.boot(live, via="provision", actor=actor)
+            except StorageUnavailableError:
+                with suppress(GateError):  # then the next start, or DELETE, does it
+                    await self.undo(live, actor)
+                raise
             return live
 
         return work

@@ -51,7 +51,8 @@ class Rotation:
                 duration_ms=self.ground.took_ms(started),
                 old_key_until_ms=overlap_until_ms,
                 metadata={"mode": self.ground.config.engine.rotate_mode},
-            )
+            ),
+            use_reserve=True,
         )
 
     async def _swap_live(self, live: LiveEngine, key_hash: str) -> int:
@@ -78,7 +79,8 @@ class Rotation:
                 actor=actor,
                 duration_ms=self.ground.took_ms(started),
                 reason=error.message,
-            )
+            ),
+            use_reserve=True,
         )
         try:
             if self.ground.config.engine.rotate_mode == "live":

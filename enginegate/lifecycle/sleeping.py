@@ -120,7 +120,7 @@ class Sleeper:
     async def _record(self, live: LiveEngine, fact: f.Slept) -> None:
         """Make the sleep durable; an engine whose sleep cannot be written stays awake."""
         try:
-            await self.ground.registry.commit(fact)
+            await self.ground.registry.commit(fact, use_reserve=True)
         except StorageUnavailableError:
             await self._thawed(live)
             raise
@@ -133,7 +133,7 @@ class Sleeper:
         if await self._thawed(live):
             return
         log.error("engine %s cannot be thawed, it counts as asleep", live.engine.engine_id)
-        await self.ground.registry.commit(fact)
+        await self.ground.registry.commit(fact, use_reserve=True)
 
     async def _thawed(self, live: LiveEngine) -> bool:
         try:

@@ -59,7 +59,8 @@ class Starter:
                     "url": live.url,
                     **({"image": begun.image} if begun.image else {}),
                 },
-            )
+            ),
+            use_reserve=True,
         )
 
     async def wake(self, live: LiveEngine, *, actor: str, via: str) -> None:
@@ -92,7 +93,7 @@ class Starter:
             )
         else:
             fact = f.Woken(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, tier=tier)
-        await self.ground.registry.commit(fact)
+        await self.ground.registry.commit(fact, use_reserve=True)
 
     async def _thaw(self, live: LiveEngine) -> str:
         """Bring it up from wherever it sleeps; return the tier it slept in."""
@@ -154,7 +155,8 @@ class Starter:
                 duration_ms=self.ground.took_ms(started),
                 via="auto_restart",
                 metadata={"attempt": attempt, "backend_restarts": begun.restarts},
-            )
+            ),
+            use_reserve=True,
         )
 
     async def _restarted_already(self, live: LiveEngine) -> bool:

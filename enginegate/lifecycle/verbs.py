@@ -45,7 +45,7 @@ class Lifecycle:
         self.rotation = Rotation(ground, self.booter, self.failures)
         self.starter = Starter(ground, self.booter, self.failures)
         self.sleeper = Sleeper(ground, self.quietness, self.failures, self.starter)
-        self.provisioning = Provisioning(ground, operations, self.starter)
+        self.provisioning = Provisioning(ground, operations, self.starter, undo=self._destroy)
 
     async def provision(
         self, owner: LiveProduct, user_id: str, *, version: str | None, actor: str
@@ -56,6 +56,7 @@ class Lifecycle:
             EngineAlreadyExistsError: with `engine_id` and `status`, also during a boot.
             PolicyDeniedError, QuotaExceededError, PortExhaustionError: refused as asked.
             BackendFailedError, BootTimeoutError: it exists now, as `failed`.
+            StorageUnavailableError: no room on the disk; what was begun is undone.
         """
         operation = None
         while operation is None:

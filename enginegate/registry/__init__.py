@@ -2,6 +2,16 @@
 
 from enginegate.registry.fleet import LiveEngine, LiveProduct, Operation
 from enginegate.registry.registry import Registry
+from enginegate.registry.resealing import Sealer
 from enginegate.registry.trail import Trail
 
-__all__ = ["LiveEngine", "LiveProduct", "Operation", "Registry", "Trail"]
+__all__ = [
+    "LiveEngine",
+    "LiveProduct",
+    "Operation",
+    "Registry",
+    "Sealer",
+    "Trail",
+    "resealed_snapshot",
+    "resealed_tail",
+]

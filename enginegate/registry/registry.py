@@ -20,21 +20,52 @@ from typing import Any, NamedTuple, Protocol
 from enginegate import facts as f
 from enginegate.clock import Clock
 from enginegate.errors import JournalError, StorageUnavailableError
+from enginegate.keys import KeyUnsealError
 from enginegate.metrics import Meters
 from enginegate.model import Engine, Outcome, Product, SnapshotRecord, Status
 from enginegate.ports import PortMap
 from enginegate.registry.fleet import LiveEngine, LiveProduct
 from enginegate.registry.index import Index, Opener
-from enginegate.registry.trail import Trail
+from enginegate.registry.resealing import Sealer, resealed_snapshot, resealed_tail
+from enginegate.registry.trail import RECENT_MAX, Trail
 from enginegate.transitions import IllegalTransitionError, evolve
 
 log = logging.getLogger(__name__)
+
+EX_CONFIG = 78
 
 
 class Writer(Protocol):
     """Where facts become durable: the journal's committer."""
 
     def submit(self, fact: f.AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]": ...
+
+
+class State(Protocol):
+    """Whether the journal can be written: `ok`, `full` (heals by itself) or `failed`."""
+
+    @property
+    def status(self) -> str: ...
+
+    def check(self) -> str:
+        """Return the status after a look at the disk."""
+        ...
+
+    def out_of_room(self, why: str) -> None:
+        """Be told that somebody found the disk full."""
+        ...
+
+
+class _Writable:
+    """Stands in where no journal is asked, as in a replay."""
+
+    status = "ok"
+
+    def check(self) -> str:
+        return self.status
+
+    def out_of_room(self, why: str) -> None:
+        """Nobody is here to be told."""
 
 
 class _Pending(NamedTuple):
@@ -76,7 +107,7 @@ class Registry:
         self.spares = self.index.spares
         self.listeners: list[Listener] = []
         self._writer: Writer | None = None
-        self._status: Callable[[], str] = lambda: "ok"
+        self._journal: State = _Writable()
         self._pending: deque[_Pending] = deque()
         self._ahead: dict[str, Engine | None] = {}
         self._last: asyncio.Future[int] | None = None
@@ -86,7 +117,15 @@ class Registry:
     @property
     def journal_status(self) -> str:
         """Return `ok`, `full` (heals by itself) or `failed` (until a restart)."""
-        return self._status()
+        return self._journal.status
+
+    def check_journal(self) -> str:
+        """Return `journal_status` after a look at the disk; for before a change is begun."""
+        return self._journal.check()
+
+    def out_of_room(self, why: str) -> None:
+        """Take note that the backend found the disk full: no change is begun until it is not."""
+        self._journal.out_of_room(why)
 
     def product_by_key(self, digest: bytes) -> LiveProduct | None:
         """Return the product whose platform key has this SHA-256, old keys in overlap too."""
@@ -119,7 +158,8 @@ class Registry:
     def record(self, fact: f.AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]":
         """Reserve what the fact needs and queue it; the future ends when it is durable.
 
-        `use_reserve` lets it into the space kept for a full disk (stop and destroy).
+        `use_reserve` lets it into the space kept for a full disk: stop and destroy, and the
+        outcome of what is done already.
 
         Raises:
             IllegalTransitionError: it cannot follow; nothing has changed.
@@ -235,17 +275,35 @@ class Registry:
     # Replay
 
     def load(
-        self, snapshot: Iterable[SnapshotRecord], tail: Iterable[tuple[int, f.AnyFact]]
+        self,
+        snapshot: Iterable[SnapshotRecord],
+        tail: Iterable[tuple[int, f.AnyFact]],
+        *,
+        sealer: Sealer | None = None,
     ) -> None:
-        """Rebuild the fleet from the journal.
+        """Rebuild the fleet from the journal, its keys sealed anew where there is a `sealer`.
 
         Raises:
-            JournalError: a fact cannot follow; names its number and the state.
-            KeyUnsealError: an engine key does not open with the master key.
+            JournalError: a fact cannot follow, and its number and the state are named; or an
+                engine key does not open with the master key.
         """
+        try:
+            if sealer is not None:
+                snapshot, tail = resealed_snapshot(sealer, snapshot), resealed_tail(sealer, tail)
+            self._load(snapshot, list(tail))
+        except KeyUnsealError as error:
+            raise JournalError(
+                f"{error}; the file was edited, or sealed by another master key",
+                path="journal",
+                hint="Start with the master keys that this data directory was made with.",
+                exit_code=EX_CONFIG,
+            ) from error
+
+    def _load(self, snapshot: Iterable[SnapshotRecord], tail: list[tuple[int, f.AnyFact]]) -> None:
         for record in snapshot:
             self.index.restore(record)
-        for number, fact in tail:
+        untold = len(tail) - RECENT_MAX  # older entries are read from disk when they are asked for
+        for position, (number, fact) in enumerate(tail):
             try:
                 after = self._follow(fact)
             except IllegalTransitionError as error:
@@ -256,12 +314,13 @@ class Registry:
             self._ahead.clear()
             self.index.install(fact, after)
             self._count(fact)
-            self.trail.add(number, fact, tell=False)
+            if position >= untold:
+                self.trail.add(number, fact, tell=False)
 
-    def attach(self, writer: Writer, status: Callable[[], str]) -> None:
+    def attach(self, writer: Writer, journal: State) -> None:
         """Say where facts go from now on, and who knows whether they can."""
         self._writer = writer
-        self._status = status
+        self._journal = journal
 
     def snapshot(self) -> list[SnapshotRecord]:
         """Return the durable state as records that `load` understands."""

@@ -62,7 +62,7 @@ class Gate:
         self.committer = Committer(
             self.journal, apply=self.registry.apply, abandon=self.registry.abandon
         )
-        self.registry.attach(self.committer, lambda: self.journal.status)
+        self.registry.attach(self.committer, self.journal)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.writing: asyncio.Task[Any]
         ground = Ground(

@@ -114,3 +114,14 @@ def test_a_master_key_is_known_by_a_name_that_gives_nothing_away() -> None:
 def test_a_keyring_shows_no_key() -> None:
     """Logs and tracebacks may print it."""
     assert repr(Keyring([NEW, OLD])) == str(Keyring([NEW])) == "Keyring(***)"
+
+
+def test_resealing_moves_a_key_under_the_first_master_key() -> None:
+    """What an older key sealed opens with the new one alone; what is sealed so stays as it is."""
+    ring = Keyring([NEW, OLD])
+    sealed = Keyring([OLD]).seal("e", "secret")
+    again = ring.reseal("e", sealed)
+    assert Keyring([NEW]).open("e", again) == "secret"
+    assert ring.reseal("e", again) == again
+    with pytest.raises(KeyUnsealError):
+        ring.reseal("f", sealed)

@@ -300,6 +300,9 @@ class ForgetfulDisk:
         inode = self._open[fd]
         inode.now.extend(bytes(size - len(inode.now)))
 
+    def free_bytes(self, directory: Path) -> int:
+        return 1 << 40
+
     def truncate(self, path: Path, size: int) -> None:
         self._step()
         inode = self._names[path.name]

@@ -418,11 +418,27 @@ def test_a_wrong_master_key_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_new_master_key_starts_with_a_new_generation(tmp_path):
-    """Records sealed anew are begun under the new key id, and the old one is refused then."""
+    """What older keys may read is begun anew under the first; then the old one alone is refused."""
     make(tmp_path / "data")
-    with opened(tmp_path / "data") as journal:
-        journal.begin([product()], key_id="key-2")
+    with opened(tmp_path / "data", key_id="key-2", older_key_ids=["key-1"]) as journal:
+        journal.begin([product()])
     assert refused(tmp_path / "data").exit_code == 78
+    assert tail_of(tmp_path / "data", key_id="key-2", older_key_ids=["key-1"]) == []
+
+
+def test_a_key_that_an_older_generation_needs_is_not_dropped(tmp_path):
+    """The new key alone is refused while a kept generation is of the old one, unless forsaken."""
+    make(tmp_path / "data")
+    for _ in range(2):
+        with begun(tmp_path / "data", [product()], key_id="key-2", older_key_ids=["key-1"]):
+            pass
+    with pytest.raises(JournalError, match="still needs master key key-1") as caught:
+        tail_of(tmp_path / "data", key_id="key-2")
+    assert caught.value.exit_code == 78
+    assert "enginegate rekey" in str(caught.value)
+    assert tail_of(tmp_path / "data", key_id="key-2", forsake_generations=True) == []
+    snapshots(tmp_path / "data")[0].write_bytes(b"EGJ1 rotten")  # damaged, it needs no key
+    segments(tmp_path / "data")[0].unlink()
     assert tail_of(tmp_path / "data", key_id="key-2") == []
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from journal_rig import (
@@ -28,7 +29,7 @@ from journal_rig import (
 )
 
 from enginegate.errors import JournalError
-from enginegate.journal import Journal, JournalFailed, JournalFull
+from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
 from enginegate.journal.files import filesystem_warnings
 
 # --- the place ----------------------------------------------------------------------------------
@@ -221,10 +222,11 @@ def test_a_snapshot_without_room_does_no_harm(tmp_path):
 
 @pytest.mark.parametrize("operation", ["allocate", "create", "rename", "fsync"])
 def test_a_start_without_room_leaves_what_was_there(tmp_path, operation):
-    """A start on a full disk is refused; no file of it stays, and the next one succeeds."""
+    """Where not even the ballast makes room, no file of the start stays; the next one succeeds."""
     with begun(tmp_path / "data") as journal:
         journal.append([booted()])
         crash(journal)
+    (tmp_path / "data" / "ballast").unlink()
     before = sorted(path.name for path in (tmp_path / "data").iterdir())
     storage = FaultyStorage()
     storage.faults[operation] = errno.ENOSPC
@@ -337,7 +339,7 @@ def test_a_failing_seal_does_not_stop_the_close(tmp_path):
 
 
 def test_a_tail_that_cannot_be_kept_is_not_dropped(tmp_path):
-    """Where the quarantine cannot be written, the start is refused and nothing is cut."""
+    """Where the quarantine cannot be written, nothing begins, and nothing is cut."""
     with begun(tmp_path / "data") as journal:
         journal.append([booted()])
         crash(journal)
@@ -346,10 +348,34 @@ def test_a_tail_that_cannot_be_kept_is_not_dropped(tmp_path):
     path.write_bytes(path.read_bytes()[: used - 20].ljust(SEGMENT_BYTES, b"\0"))
     storage = FaultyStorage()
     storage.faults["make_directory"] = errno.ENOSPC
-    with pytest.raises(JournalFull), opened(tmp_path / "data", storage=storage):
-        pass
-    with opened(tmp_path / "data") as journal:
-        assert journal.tail == []
+    with opened(tmp_path / "data", storage=storage) as journal:
+        assert "not copied yet" in journal.warnings[0]
+        with pytest.raises(JournalFull):
+            journal.begin([])
+        assert len(segments(tmp_path / "data")) == 1
+        storage.faults.clear()
+        journal.begin([])
+        assert "a copy is" in journal.warnings[-1]
+    assert len(list((tmp_path / "data" / "quarantine").iterdir())) == 1
+    assert tail_of(tmp_path / "data") == []
+
+
+def test_free_space_counts_inodes_and_what_is_kept_for_root(monkeypatch):
+    """No inode left is no room; blocks that only root may use are free to root alone."""
+    names = ["f_files", "f_ffree", "f_bavail", "f_bfree", "f_frsize"]
+
+    def says(*values: int) -> None:
+        status = SimpleNamespace(**dict(zip(names, values, strict=True)))
+        monkeypatch.setattr(os, "statvfs", lambda _: status)
+
+    free = OsStorage().free_bytes
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    says(100, 0, 5, 7, 4096)
+    assert free(Path()) == 0
+    says(0, 0, 5, 7, 4096)
+    assert free(Path()) == 7 * 4096
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert free(Path()) == 5 * 4096
 
 
 # --- the power goes -----------------------------------------------------------------------------

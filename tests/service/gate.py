@@ -47,6 +47,13 @@ class MemoryJournal:
             self.held.append((fact, future))
         return future
 
+    def check(self) -> str:
+        return self.status
+
+    def out_of_room(self, why: str) -> None:
+        if self.status == "ok":
+            self.status = "full"
+
     def hold(self) -> None:
         """Let the disk be slow: nothing becomes durable until `release`."""
         self.held = []
@@ -104,7 +111,7 @@ class Gate:
         self.registry.load(snapshot or [], [] if snapshot else self.journal.facts)
         self.journal.apply = self.registry.apply
         self.journal.abandon = self.registry.abandon
-        self.registry.attach(self.journal, lambda: self.journal.status)
+        self.registry.attach(self.journal, self.journal)
         self.ground = Ground(
             registry=self.registry,
             backend=self.backend,

@@ -107,7 +107,7 @@ class Life:
         )
         registry.load(journal.snapshot, journal.tail)
         journal.release_replay()
-        journal.begin(registry.snapshot())
+        journal.begin(registry.snapshot(), may_wait=True)
         self._take_over(surfaced)
         self.compare_fleet()
         self.committer = Committer(
@@ -118,7 +118,7 @@ class Life:
             clock=self.clock,
         )
         registry.trail.history = lambda before: journal.history(before=before)
-        registry.attach(self.committer, lambda: journal.status)
+        registry.attach(self.committer, journal)
         ground = Ground(
             registry=registry,
             backend=self.backend,

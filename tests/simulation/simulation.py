@@ -626,7 +626,7 @@ VERBS: tuple[Callable[[Simulation, str, str], None], ...] = (
     Simulation._rotate_platform_key,
     Simulation._delete_product,
 )
-BOOTING = ("provisioning", "running", "failed")
+BOOTING = ("provisioning", "running", "failed", "destroying")  # the last: undone, no room
 FITTING = {
     "running": {Presence.RUNNING},
     "sleeping": {Presence.PAUSED, Presence.STOPPED, Presence.ABSENT},
