@@ -546,7 +546,8 @@ class FakeProbe:
 
     async def _ask(self, port: int, timeout_s: float) -> Health:
         clock, engine = self.backend.clock, self.backend.world.by_port(port)
-        if engine is None or clock.now() < engine.started_at + self.backend.boot_s:
+        deaf = engine is None or not engine.connected
+        if engine is None or deaf or clock.now() < engine.started_at + self.backend.boot_s:
             return Health(ok=False, detail="ConnectError: connection refused")
         if engine.presence is Presence.PAUSED or engine.probe_delay_s > timeout_s:
             await clock.sleep(timeout_s)

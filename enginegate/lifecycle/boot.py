@@ -172,6 +172,8 @@ class Booter:
     async def _refuse_if_gone(self, live: LiveEngine) -> None:
         try:
             seen = await self.ground.backend.inspect(live.engine.engine_id)
+            if not seen.connected:
+                await self.ground.backend.reconnect(live.engine.engine_id)
         except BackendError:
             return  # nothing is known, so nothing is concluded
         if seen.presence in (Presence.STOPPED, Presence.ABSENT):

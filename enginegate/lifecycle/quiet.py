@@ -11,7 +11,7 @@ from math import inf
 from msgspec.structs import replace
 
 from enginegate.backends.base import Connection, Usage
-from enginegate.errors import BackendError
+from enginegate.errors import BackendError, BackendUnavailableError
 from enginegate.lifecycle.boot import Booter
 from enginegate.lifecycle.ground import Ground
 from enginegate.registry import LiveEngine
@@ -80,6 +80,9 @@ class Quietness:
         not count: pooled and half-open ones must not keep an engine awake for ever.
         Only a sleep for idleness (`idle`) asks for CPU time and for an answer; an
         engine that does not answer is left to the health loop.
+
+        Raises:
+            BackendUnavailableError: it cannot be told, and it is not for idleness.
         """
         earlier = live.reading if self.read_at(live) > -inf else None
         found: Signal | None
@@ -87,6 +90,10 @@ class Quietness:
             found = await self._idle(live, earlier, probe_timeout_s)
         else:
             found = await self._connections(live) or await self._own_word(live, probe_timeout_s)
+            if found is not None and found.kind == "unknown":
+                raise BackendUnavailableError(
+                    "Whether the engine is in use cannot be told now; ask again, or force."
+                )
         return found and _kept(live, found)
 
     async def came_in(self, live: LiveEngine) -> Signal | None:

@@ -42,10 +42,7 @@ class Starter:
         try:
             begun = await self.booter.bring_up(live, late=BootTimeoutError)
         except GateError as error:
-            if not isinstance(error, StorageUnavailableError):
-                await self.failures.fail(
-                    live, during=via, error=error, started=started, actor=actor
-                )
+            await self._fail(live, error, via=via, started=started, actor=actor)
             raise
         await self.ground.registry.commit(
             f.Booted(
@@ -67,17 +64,8 @@ class Starter:
         started = self.ground.clock.now()
         try:
             tier = await self._thaw(live)
-        except BackendUnavailableError as error:
-            # It sleeps as well as before: that the backend is away is not its fault.
-            self.ground.registry.note(
-                via, live=live, outcome=Outcome.FAILED, actor=actor, reason=error.message
-            )
-            raise
         except GateError as error:
-            if not isinstance(error, StorageUnavailableError):
-                await self.failures.fail(
-                    live, during=via, error=error, started=started, actor=actor
-                )
+            await self._fail(live, error, via=via, started=started, actor=actor)
             raise
         ids = self.ground.ids(live)
         at_ms, took_ms = self.ground.clock.wall_ms(), self.ground.took_ms(started)
@@ -94,6 +82,19 @@ class Starter:
         else:
             fact = f.Woken(**ids, at_ms=at_ms, actor=actor, duration_ms=took_ms, tier=tier)
         await self.ground.registry.commit(fact, use_reserve=True)
+
+    async def _fail(
+        self, live: LiveEngine, error: GateError, *, via: str, started: float, actor: str
+    ) -> None:
+        """Record what came of it: a backend that was not to be asked says nothing of an engine."""
+        if isinstance(error, StorageUnavailableError):
+            return
+        if isinstance(error, BackendUnavailableError) and via != "provision":
+            self.ground.registry.note(
+                via, live=live, outcome=Outcome.FAILED, actor=actor, reason=error.message
+            )
+            return
+        await self.failures.fail(live, during=via, error=error, started=started, actor=actor)
 
     async def _thaw(self, live: LiveEngine) -> str:
         """Bring it up from wherever it sleeps; return the tier it slept in."""

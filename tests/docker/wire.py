@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,11 +24,23 @@ class Wire:
         self.events = events
         self.requests: Counter[tuple[str, str]] = Counter()
         self._path, self._target = path, target
+        self._strike: tuple[str, str, Callable[[], object]] | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wire", daemon=True)
         self._thread.start()
         assert self._ready.wait(10)
+
+    def once(self, method: str, part: str, do: Callable[[], object]) -> threading.Event:
+        """Do something as soon as a request has gone out; the event tells that it was done."""
+        done = threading.Event()
+
+        def strike() -> None:
+            do()
+            done.set()
+
+        self._strike = (method, part, strike)
+        return done
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
@@ -78,6 +91,13 @@ class Wire:
                         return
                 far.write(piece)
                 await far.drain()
+                if found and self._strike and self._is_meant(*found.groups()):
+                    (_, _, strike), self._strike = self._strike, None
+                    await asyncio.to_thread(strike)
+
+    def _is_meant(self, method: bytes, path: bytes) -> bool:
+        assert self._strike is not None
+        return method.decode() == self._strike[0] and self._strike[1] in path.decode()
 
     async def _answers(self, far: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         with suppress(OSError):

@@ -9,6 +9,7 @@ import pytest
 from enginegate.admission import Admitted
 from enginegate.backends.base import Connection, Usage
 from enginegate.config import Config, Ports
+from enginegate.errors import BackendUnavailableError
 from enginegate.model import Policy
 from tests.fakes import settle
 
@@ -254,3 +255,12 @@ async def test_the_sleep_says_for_how_long_nobody_had_come(gate: Any, clock: Any
     entry = gate.registry.trail.recent[-1]
     assert entry.action == "sleep"
     assert 40 <= entry.metadata["unused_s"] <= 43
+
+
+async def test_a_sleep_on_request_is_not_refused_as_busy_where_nobody_knows(gate: Any) -> None:
+    """With the backend away the answer is that it is away; the engine is left as it is."""
+    live = await gate.engine(await gate.product())
+    gate.backend.down = True
+    with pytest.raises(BackendUnavailableError):
+        await gate.lifecycle.sleep(live, actor="a")
+    assert live.running

@@ -394,3 +394,31 @@ async def test_a_deletion_that_meets_a_failing_backend_is_finished_later(gate: A
     await gate.recovery.compare()
     await settle()
     assert gate.registry.products == {}
+
+
+async def test_an_engine_off_its_network_is_brought_back_while_it_wakes(gate: Any) -> None:
+    """Whoever waits for it to answer notices what keeps it from answering."""
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.sleep(live, actor="a")
+    gate.backend.engine(live.engine.engine_id).connected = False
+    waking = asyncio.create_task(gate.lifecycle.wake(live, actor="a"))
+    await gate.clock.advance(5)
+    await waking
+    assert live.running
+    assert gate.backend.engine(live.engine.engine_id).connected
+
+
+@pytest.mark.parametrize("status", ["sleeping", "stopped"])
+async def test_a_backend_that_is_away_changes_no_state(gate: Any, status: str) -> None:
+    """A wake or start that could not be asked for fails for its caller, not for the engine."""
+    live = await gate.engine(await gate.product())
+    verb = {"sleeping": gate.lifecycle.sleep, "stopped": gate.lifecycle.stop}[status]
+    await verb(live, actor="a")
+    gate.backend.down = True
+    with pytest.raises(BackendUnavailableError):
+        await gate.lifecycle.start(live, version=None, actor="a")
+    assert live.engine.status == status
+    assert gate.actions()[-1] == "start!"
+    gate.backend.down = False
+    await gate.lifecycle.start(live, version=None, actor="a")
+    assert live.running
