@@ -6,10 +6,11 @@ bytes made when the engine last changed. Whatever is not that case takes `admit`
 which may provision, wake, or wait for work that is under way.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
-from time import monotonic_ns, perf_counter
+from hashlib import sha256
+from math import inf
+from time import monotonic_ns
 from typing import Annotated, Any
 
 import msgspec
@@ -82,6 +83,7 @@ class Admission:
         self.lifecycle = lifecycle
         self.health = health
         self.clock = clock
+        self._now = clock.now
         self._encode = encode
         self._by_key = registry.by_key
         self._decoder = msgspec.json.Decoder(Options)
@@ -96,8 +98,8 @@ class Admission:
         long road: key, body, windows, engine; here the engine is looked at first
         only because a call that goes on to the long road must not be counted twice.
         """
-        began = perf_counter()
-        product = self._by_key.get(hashlib.sha256(key).digest())
+        now = self._now()
+        product = self._by_key.get(sha256(key).digest())
         if product is None:
             return None
         live = product.engines.get(user_id)
@@ -111,8 +113,8 @@ class Admission:
         if product.limited and not self._count(product, user_id):
             return None
         product.traffic.admits += 1
-        live.extend_lease(self.clock.now())
-        self._latency.add(perf_counter() - began)
+        live.lease_until = now + live.lease_s if live.lease_s else inf
+        self._latency.add(self._now() - now)
         return answer
 
     def _is_warm(self, body: bytes) -> bool:
@@ -128,6 +130,9 @@ class Admission:
         return warm
 
     def _count(self, product: LiveProduct, user_id: str) -> bool:
+        policy = product.product.policy
+        if policy.user_rate_limit_rpm is None and policy.rate_limit_rpm is not None:
+            return product.window.take(monotonic_ns(), policy.rate_limit_rpm)
         return self._wait_ns(product, user_id, monotonic_ns(), count=True) == 0
 
     def _wait_ns(

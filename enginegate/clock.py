@@ -27,8 +27,7 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of the machine."""
 
-    def now(self) -> float:
-        return time.monotonic()
+    now = staticmethod(time.monotonic)  # called on every admit: no step in between
 
     def wall_ms(self) -> int:
         return time.time_ns() // 1_000_000

@@ -38,6 +38,17 @@ class SlidingWindow:
             return 0
         return calls[over] - gone_ns if limit else None
 
+    def take(self, now_ns: int, limit: int) -> bool:
+        """Count a call if it may be made now; return whether it may."""
+        calls = self._calls
+        gone_ns = now_ns - WINDOW_NS
+        while calls and calls[0] <= gone_ns:
+            calls.popleft()
+        if len(calls) >= limit:
+            return False
+        calls.append(now_ns)
+        return True
+
     def add(self, now_ns: int) -> None:
         """Count a call that goes on."""
         self._calls.append(now_ns)

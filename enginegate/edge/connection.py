@@ -160,6 +160,10 @@ class Connection(HttpToolsProtocol):
             log.debug("refused: %s", self._fault.status if self._fault else fault)
             self._refuse(self._fault or refusals.MALFORMED)
             return
+        self._fed()
+
+    def _fed(self) -> None:
+        """See how far the request has come."""
         if self._unseen > self.doors.limits.max_header_bytes:
             self._refuse(refusals.HEADERS_TOO_LARGE)
         elif self._in_message and not self._in_body:
@@ -333,7 +337,8 @@ class Connection(HttpToolsProtocol):
         self._deaf = True
         lingering = not self.transport.raw.is_closing()
         self.doors.leave(self, lingering=lingering)
-        if lingering and self.flow.read_paused:
+        if lingering:
+            self._held = b""
             self.transport.resume_reading()
 
     # What the doors ask for

@@ -9,6 +9,7 @@ had happened.
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Final
 
 import httptools
@@ -29,15 +30,44 @@ KEEP_ALIVE: Final = b"keep-alive"
 # Headers that say how a request is to be read or answered; what has one takes the road.
 TELLING: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 
+NAMES_MAX: Final = 256
+
 Warm = Callable[[bytes, str, bytes], bytes | None]
 """Asks for a warm admit: key, user and body in; headers and body of the answer out, or None."""
+
+
+class Meaning(Enum):
+    """What a header is to the lane."""
+
+    NONE = "none"
+    KEY = "key"
+    TELLING = "telling"
+
+
+NONE, TELLS = Meaning.NONE, Meaning.TELLING
+_meanings: dict[bytes, Meaning] = {}
+
+
+def _meaning(name: bytes) -> Meaning:
+    """Return what a header means however it is written; remembers the usual ways."""
+    lower = name.lower()
+    meaning = Meaning.KEY if lower == KEY else Meaning.NONE
+    if lower in TELLING:
+        meaning = Meaning.TELLING
+    if len(_meanings) < NAMES_MAX:
+        _meanings[name] = meaning
+    return meaning
 
 
 class Lane(Connection):
     """A connection with the lane open.
 
     `_on_road`: the events of this request have gone to uvicorn. `_key` is set between
-    head and end of a request that is in the lane.
+    head and end of a request that is in the lane. `_free`: the last thing that happened
+    is an answer by the lane, so nothing is owed, held or half there.
+
+    Written out at length where a request passes, for each call here is made on each
+    admit; what is rare is left to `Connection`.
     """
 
     def __init__(
@@ -52,7 +82,9 @@ class Lane(Connection):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop, doors=doors)
         self._warm = warm
+        self._piece_bytes = doors.piece_bytes
         self._on_road = False
+        self._free = False
         self._told: list[tuple[bytes, bytes]] = []
         self._key: bytes | None = None
         self._user = ""
@@ -60,12 +92,33 @@ class Lane(Connection):
         self._headers_of: Any = None
         self._begin = b""
 
+    def data_received(self, data: bytes) -> None:
+        plain = self._free and len(data) <= self._piece_bytes and not self._deaf
+        if not plain:
+            super().data_received(data)
+            return
+        self._feed(data)
+        if self._free and self._unseen == 0 and self._waiting is self.doors.idle:
+            self.doors.idle.again(self)
+        else:
+            self._settle()
+
+    def _fed(self) -> None:
+        if self._free and self._unseen == 0:
+            return
+        super()._fed()
+        if self._key is not None:  # the rest of its body is not here yet
+            try:
+                self._leave_lane()
+            except (httptools.HttpParserError, UnicodeDecodeError):
+                self._refuse(refusals.MALFORMED)
+
     # What the parser tells
 
     def on_message_begin(self) -> None:
         self._messages += 1
         self._in_message = True
-        self._on_road = False
+        self._on_road = self._free = False
         self._told = []
         self.url = b""
 
@@ -97,56 +150,51 @@ class Lane(Connection):
             if answer is not None:
                 self._key = None
                 self._in_message = False
+                self._free = True
                 self._unseen = 0
-                self._write(answer)
+                if self.server_state.default_headers is not self._headers_of:
+                    self._new_begin()
+                self.transport.raw.write(self._begin + answer)
                 return
             self._leave_lane()
         super().on_message_complete()
-
-    def _feed(self, piece: bytes | memoryview) -> None:
-        super()._feed(piece)
-        if self._key is not None:  # the rest of its body is not here yet
-            try:
-                self._leave_lane()
-            except (httptools.HttpParserError, UnicodeDecodeError):
-                self._refuse(refusals.MALFORMED)
 
     # In the lane
 
     def _fitting_key(self) -> bytes | None:
         """Return the platform key, None where this is not a plain admit on a free connection."""
-        parser = self.parser
+        parser, key = self.parser, None
         if (
-            parser.get_method() != b"POST"
-            or self._owed
+            self._owed
             or self._in_pieces
             or self._deaf
             or self.doors.draining
             or self.flow.write_paused
+            or parser.get_method() != b"POST"
             or not parser.should_keep_alive()
         ):
             return None
-        key = None
-        for told, value in self._told:
-            name = told.lower()
-            if name == KEY:
-                key = value if key is None else key
-            elif name in TELLING and not self._is_keep_alive(name, value):
-                return None
+        for name, value in self._told:
+            meaning = _meanings.get(name) or _meaning(name)
+            if meaning is NONE:
+                continue
+            if meaning is TELLS:
+                if not self._is_keep_alive(name, value):
+                    return None
+            elif key is None:
+                key = value
         return key
 
     def _is_keep_alive(self, name: bytes, value: bytes) -> bool:
         """Return whether a header asks for no more than what HTTP/1.1 does anyway."""
-        plain = name == b"connection" and value.lower() == KEEP_ALIVE
+        plain = name.lower() == b"connection" and value.lower() == KEEP_ALIVE
         return plain and self.parser.get_http_version() == "1.1"
 
-    def _write(self, answer: bytes) -> None:
-        headers = self.server_state.default_headers
-        if headers is not self._headers_of:
-            self._headers_of = headers
-            lines = [b"%b: %b\r\n" % header for header in headers]
-            self._begin = b"".join((STATUS_LINE, *lines))
-        self.transport.raw.write(self._begin + answer)
+    def _new_begin(self) -> None:
+        """Make anew what every answer begins with: the date has changed."""
+        headers = self._headers_of = self.server_state.default_headers
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self._begin = b"".join((STATUS_LINE, *lines))
 
     def _leave_lane(self) -> None:
         self._key = None

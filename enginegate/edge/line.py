@@ -59,7 +59,7 @@ class Line(asyncio.Transport):
         self.raw.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self.raw.is_closing():
+        if not (self.raw.is_closing() or self.raw.is_reading()):
             self.raw.resume_reading()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:

@@ -41,6 +41,11 @@ class WaitingList(Generic[Waited]):
         if self._timer is None:
             self._timer = self._loop.call_at(now + self.patience_s, self._look)
 
+    def again(self, one: Waited) -> None:
+        """Wait anew for one that is waited for."""
+        del self._since[one]
+        self._since[one] = self._loop.time()
+
     def drop(self, one: Waited) -> None:
         """Wait for it no longer, if it was waited for."""
         self._since.pop(one, None)

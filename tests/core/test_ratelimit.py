@@ -157,3 +157,12 @@ def test_the_wait_is_never_rounded_down(wait_ns: int) -> None:
     assert Fraction(exact) >= Fraction(wait_ns, NS_PER_S)
     assert exact - wait_ns / NS_PER_S <= 1e-14
     assert whole - 1 < exact <= whole
+
+
+@given(STEPS, st.integers(0, 5))
+def test_taking_a_place_is_asking_and_counting_in_one(steps: list[int], limit: int) -> None:
+    """Both ways let the same calls through."""
+    asked, taken, now_ns = SlidingWindow(), SlidingWindow(), 0
+    for step_ns in steps:
+        now_ns += step_ns
+        assert taken.take(now_ns, limit) is (called(asked, now_ns, limit) == 0)

@@ -153,6 +153,9 @@ class Pipe(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.ended == "closed"
 
+    def is_reading(self) -> bool:
+        return not self.paused
+
     def pause_reading(self) -> None:
         self.paused = True
 

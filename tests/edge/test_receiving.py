@@ -188,6 +188,20 @@ async def test_trailers_are_no_headers(served: Served) -> None:
     assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
 
 
+async def test_a_refused_client_is_read_on_also_where_reading_was_held_up(served: Served) -> None:
+    """The answer to the first reaches a client that is still sending the rest of a million."""
+    client = await served.client()
+    client.writer.write(get("/wait") + get("/") * 5_000 + b"\0" + b"x" * 1_000_000)
+    await served.at_work()
+    served.go_on.set()
+    for _ in range(5_001):
+        assert (await client.answer())[0] == OK
+    assert (await client.answer())[0] == 400
+    assert await client.rest() == b""
+    async with asyncio.timeout(1):
+        await client.writer.drain()
+
+
 async def test_a_body_that_goes_on_after_the_answer_has_an_end(served: Served) -> None:
     """More than the largest body is not read for somebody who was answered already."""
     client = await served.client()
