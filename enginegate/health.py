@@ -250,7 +250,6 @@ class HealthLoop:
             live = self.ground.registry.engines.get(engine_id)
             if live is None or self.lifecycle.operations.closed:
                 continue
-            if live.operation is not None or self.ground.registry.journal_status != "ok":
-                self.restarts.put(engine_id, now + 1.0)
-                continue
-            self.lifecycle.begin_restart(live)
+            self.restarts.put(engine_id, now + 1.0)  # what the attempt records replaces this
+            if live.operation is None and self.ground.registry.journal_status == "ok":
+                self.lifecycle.begin_restart(live)

@@ -44,8 +44,10 @@ class Products:
             ProductSlugExistsError: another product has the slug.
         """
         self.operations.refuse_if_closed()
-        if self.registry.slug_taken(slug):
-            raise ProductSlugExistsError(f"A product with the slug {slug!r} exists.", slug=slug)
+        while self.registry.slug_taken(slug):
+            if slug in self.registry.by_slug:
+                raise ProductSlugExistsError(f"A product with the slug {slug!r} exists.", slug=slug)
+            await self.registry.flushed()  # refuse only for a product that really came to be
         product_id, key = str(uuid4()), new_platform_key()
         await self.registry.commit(
             f.ProductRegistered(

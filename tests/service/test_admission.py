@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from enginegate.admission import Admitted, Refused
+from enginegate.config import Config, EngineSettings
 from enginegate.errors import (
     BackendFailedError,
     BootTimeoutError,
     EngineAlreadyRunningError,
+    EngineNotRunningError,
     PortExhaustionError,
     QuotaExceededError,
     RateLimitedError,
@@ -313,6 +315,20 @@ async def test_a_start_that_finds_the_engine_running_is_no_answer_to_an_admit(ga
     assert all(isinstance(answer, Admitted) for answer in answers)
     with pytest.raises(EngineAlreadyRunningError):
         await start
+
+
+async def test_a_live_rotation_that_came_too_late_is_no_obstacle_to_a_wake(make_gate: Any) -> None:
+    """A rotation holds no admits, but on an engine that sleeps by now it is waited for."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live")))
+    owner = await gate.product()
+    live = await gate.engine(owner)
+    await gate.lifecycle.sleep(live, actor="acme")
+    rotation = asyncio.create_task(gate.lifecycle.rotate_key(live, actor="acme"))
+    await asyncio.sleep(0)
+    assert live.operation.verb == "rotate_key"
+    assert (await gate.admit(owner, auto_wake=True)).action == "woke"
+    with pytest.raises(EngineNotRunningError):
+        await rotation
 
 
 async def test_denials_are_audited_at_most_once_in_ten_seconds(gate: Any, clock: Any) -> None:

@@ -182,6 +182,26 @@ async def test_restarts_wait_for_a_journal_that_can_be_written(make_gate: Any, c
     assert live.running
 
 
+async def test_a_restart_that_could_not_even_be_recorded_is_tried_again(
+    make_gate: Any, clock: Any
+) -> None:
+    """A disk that is full for a moment costs a second, not the plan."""
+    gate = await make_gate(QUICK)
+    live = await gate.engine(await gate.product())
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    await clock.advance(6)
+    gate.health.begin_due_restarts()
+    gate.journal.status = "full"
+    await settle()
+    assert live.engine.status == "failed"
+    gate.journal.status = "ok"
+    await clock.advance(1)
+    gate.health.begin_due_restarts()
+    await clock.advance(1)
+    assert live.running
+
+
 async def test_a_stop_cancels_a_planned_restart(make_gate: Any, clock: Any) -> None:
     """A stopped engine stays stopped."""
     gate = await make_gate(QUICK)

@@ -340,6 +340,21 @@ async def test_a_journal_that_fails_leaves_nothing_reserved(gate: Any) -> None:
     assert not gate.registry.slug_taken("other")
 
 
+async def test_nobody_is_refused_for_a_product_that_never_came_to_be(gate: Any) -> None:
+    """A registration on its way to the disk is waited for; if it fails, its slug is free."""
+    gate.journal.hold()
+    first = asyncio.create_task(gate.product("acme"))
+    await settle()
+    second = asyncio.create_task(gate.product("acme"))
+    await settle()
+    assert not second.done()
+    gate.journal.failing = True
+    gate.journal.release()
+    for registration in (first, second):
+        with pytest.raises(StorageUnavailableError):
+            await registration
+
+
 async def test_a_slug_is_taken_once(gate: Any) -> None:
     """Also by two registrations in one turn."""
     ends = await asyncio.gather(

@@ -61,13 +61,17 @@ Claims = dict[Cell, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller sends, what it may change, and what an answer would tell."""
+    """What a caller sends, what it may change, and what an answer would tell.
+
+    `exists` tells whether what a refusal says is there already is durable.
+    """
 
     method: str
     path: str
     body: Any
     claims: Claims
     learn: Learn
+    exists: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -78,6 +82,8 @@ class Call:
     begun_s: float
     writes: dict[Cell, Write]
     learn: Learn
+    exists: Callable[[], bool]
+    existed: bool
     task: "asyncio.Task[None] | None" = None
     surely_valid: bool = False
     key_cell: Cell | None = None
@@ -193,6 +199,10 @@ class Simulation:
         rows = self.past.fleet.products.items()
         return next((name for name, row in rows if row["slug"] == slug), None)
 
+    def _has_engine(self, slug: str, user: str) -> bool:
+        owner = (self._known(slug), user)
+        return owner in {(row["product"], row["user"]) for row in self.past.fleet.engines.values()}
+
     def _register(self, slug: str) -> None:
         cells = self.oracle.products[slug]
         policy = self._some_policy()
@@ -204,7 +214,8 @@ class Simulation:
 
         body = {"slug": slug, "display_name": slug.title(), "policy": _plain(policy)}
         claims = {cells.identity: (ANY,), cells.key: (ANY,), cells.policy: (policy,)}
-        self._admin(Request("POST", "/products/register", body, claims, learn))
+        known = lambda: self._known(slug) is not None  # noqa: E731 - asked twice, later
+        self._admin(Request("POST", "/products/register", body, claims, learn, known))
 
     def _set_policy(self, slug: str, _: str) -> None:
         cell, policy = self.oracle.products[slug].policy, self._some_policy()
@@ -254,7 +265,8 @@ class Simulation:
             return {one.identity: told["engine_id"], one.key: key, one.status: "running"}
 
         claims = {one.identity: (ANY,), one.key: (ANY,), one.status: BOOTING}
-        self._product(slug, Request("POST", "/engines/provision", body, claims, learn))
+        known = lambda: self._has_engine(slug, user)  # noqa: E731 - asked twice, later
+        self._product(slug, Request("POST", "/engines/provision", body, claims, learn, known))
 
     def _admit(self, slug: str, user: str) -> None:
         one, dice = self.oracle.users[slug, user], self.dice
@@ -355,7 +367,8 @@ class Simulation:
         writes = {cell: cell.begin(*values) for cell, values in request.claims.items()}
         body = json.dumps(request.body) if request.body else ""
         text = f"{request.method} {request.path} {of} {body}".strip()
-        call = Call(text, self.life.loop.time(), writes, request.learn)
+        exists = request.exists
+        call = Call(text, self.life.loop.time(), writes, request.learn, exists, exists())
         self.report.calls += 1
         self._note(text)
         call.task = self.life.spawn(self._ask(call, request, headers), text)
@@ -375,6 +388,8 @@ class Simulation:
 
     def _learn(self, call: Call, status: int, code: str, told: dict[str, Any]) -> None:
         demand(code != "INTERNAL_ERROR", f"an internal error: {call.text} -> {told}")
+        if code in ("PRODUCT_SLUG_EXISTS", "ENGINE_ALREADY_EXISTS"):
+            demand(call.existed or call.exists(), f"told of what is not durable: {call.text}")
         if code == "INVALID_PLATFORM_KEY":
             valid = call.surely_valid and self._surely_valid(call)
             demand(not valid, f"a valid platform key was refused: {call.text}")
