@@ -245,11 +245,13 @@ class Mount:
         self._open.pop(fd)
 
     def rename(self, old: Path, new: Path) -> None:
+        self._die_again()
         file = self.disk.file(old)
         change = {old.name: None, new.name: file}
         self._do("rename", lambda: self.disk.directory(new.parent).change(change))
 
     def unlink(self, path: Path) -> None:
+        self._die_again()
         self.disk.file(path)
         self._do("unlink", lambda: self.disk.directory(path.parent).change({path.name: None}))
 

@@ -394,8 +394,9 @@ class Simulation:
             valid = call.surely_valid and self._surely_valid(call)
             demand(not valid, f"a valid platform key was refused: {call.text}")
         known = call.learn(told) if status == 200 else None
-        makes = any(ANY in write.values for write in call.writes.values())
-        overtaken = code == "ENGINE_NOT_FOUND" and makes  # it was made, and is being destroyed
+        writes = call.writes.values()
+        left = any(ANY in write.values or GONE in write.beside for write in writes)
+        overtaken = code == "ENGINE_NOT_FOUND" and left  # it was done, and a destroy undoes it
         for cell, write in call.writes.items():
             if known and cell in known:
                 cell.succeed(write, known[cell])
