@@ -7,6 +7,7 @@ so that a trickling answer cannot hold a probe.
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Collection
 from http import HTTPStatus
@@ -54,6 +55,7 @@ class Probe:
         # and a fifth of the processor time less. No connection is kept: an engine that serves
         # one at a time would have no place for anybody else.
         self._transport = httpx.AsyncHTTPTransport(
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # plain HTTP: no authorities to load
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
         )
 

@@ -83,6 +83,7 @@ class Server:
 
     async def run(self, ready: Ready) -> None:
         """Do everything, in order; return when stopped cleanly."""
+        began = self.clock.now()
         keyring = Keyring(self.secrets.master_keys)
         journal = Journal.open(
             self.config.data_path, key_id=keyring.key_id, older_key_ids=keyring.key_ids[1:]
@@ -122,7 +123,13 @@ class Server:
                 clock=self.clock,
                 config=self.config,
             )
-            await self._serve(ground, journal, committer, listener, ready)
+
+            def listens(url: str) -> None:
+                took_s, count = self.clock.now() - began, len(registry.engines)
+                log.info("%d engines, listening %.3f s after the journal was opened", count, took_s)
+                ready(url)
+
+            await self._serve(ground, journal, committer, listener, listens)
 
     async def _serve(
         self,

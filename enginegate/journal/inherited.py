@@ -12,16 +12,17 @@ from typing import NamedTuple
 from zlib import crc32
 
 from enginegate.journal.failures import JournalFailed, live_file
-from enginegate.journal.files import publish, read_whole, write_new
+from enginegate.journal.files import publish, read_start, write_new
 from enginegate.journal.storage import Storage
 
 log = logging.getLogger("enginegate.journal")
 
 
 class Inherited(NamedTuple):
-    """A segment that was read back: how many bytes of it count, and their CRC-32."""
+    """A segment that was read back: its size, how many bytes of it count, and their CRC-32."""
 
     path: Path
+    size: int
     end: int
     check: int
 
@@ -33,15 +34,16 @@ def keep(storage: Storage, inherited: Inherited | None) -> None:
     """
     if inherited is None:
         return
-    data = read_whole(storage, inherited.path)
-    if crc32(data[: inherited.end]) != inherited.check:
+    with live_file(inherited.path):
+        used = read_start(storage, inherited.path, inherited.end)
+    if crc32(used) != inherited.check:
         raise JournalFailed(
             "it changed while it was read", path=str(inherited.path), hint="Start again."
         )
     if _on_disk(storage, inherited):
         return
     log.warning("%s was never wholly on the disk; it is written anew", inherited.path)
-    fd, _ = write_new(storage, inherited.path, [data[: inherited.end]], allocate_bytes=len(data))
+    fd, _ = write_new(storage, inherited.path, [used], allocate_bytes=inherited.size)
     storage.close(fd)
     publish(storage, inherited.path)
     with live_file(inherited.path):
@@ -54,9 +56,9 @@ def _on_disk(storage: Storage, inherited: Inherited) -> bool:
         try:
             storage.fsync(fd)
             storage.drop_cache(fd)
+            return crc32(storage.pread(fd, inherited.end, 0)) == inherited.check
         finally:
             storage.close(fd)
     except OSError as error:
         log.warning("%s cannot be synced: %s", inherited.path, error.strerror or error)
         return False
-    return crc32(read_whole(storage, inherited.path)[: inherited.end]) == inherited.check

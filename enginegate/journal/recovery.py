@@ -205,7 +205,8 @@ def _replay(
         state.position, state.tear = content.position, content.tear
         state.tail += content.facts
         if following is None:
-            state.last = Inherited(directory / entry.name, content.end, content.check)
+            path = directory / entry.name
+            state.last = Inherited(path, content.size, content.end, content.check)
         if content.size > content.end:
             state.ends.append((directory / entry.name, content.end))
 

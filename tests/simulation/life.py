@@ -136,6 +136,7 @@ class Life:
         self.app = build(self.parts.services)
         await self.parts.recovery.at_start()
         self.parts.idle.plan_all()
+        self.parts.pool.at_start()
         for name, work in self.parts.loops(self.journal):
             self.spawn(work, name)
         self.parts.services.phase.name = "serving"
