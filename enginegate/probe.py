@@ -56,7 +56,7 @@ class Probe:
         # one at a time would have no place for anybody else.
         self._transport = httpx.AsyncHTTPTransport(
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # plain HTTP: no authorities to load
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0),
         )
 
     async def __aenter__(self) -> Self:

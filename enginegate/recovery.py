@@ -236,7 +236,8 @@ class Recovery:
             log.warning("engine %s not settled yet: %s", live.engine.engine_id, error)
 
     async def _settle_one(self, live: LiveEngine, seen: Observation) -> None:
-        if seen.data_lost and live.engine.status in _STEADY:
+        had_data = live.engine.booted_at_ms is not None
+        if seen.data_lost and had_data and live.engine.status in _STEADY:
             await self.health.fail_without_data(live, seen.detail)
             return
         up = seen.presence in UP or seen.restarting

@@ -28,6 +28,7 @@ LIVES_S = (0.03, 0.2)  # how long a server lives under load
 RECOVERY_S = 0.5  # the bound on what the server logs of its recovery; the middle one is taken,
 # because a machine that is busy with other things makes any single one slow
 RECOVERED = re.compile(r"listening ([0-9.]+) s after the journal was opened")
+BODIES = {"admit": {"auto_provision": True, "auto_wake": True}, "sleep": {"force": True}}
 ENGINE_VERBS = ("admit", "admit", "stop", "start", "sleep", "rotate-key", "destroy")
 
 
@@ -172,8 +173,7 @@ class Lane:
         if verb == "destroy":
             status, _ = await connection.ask("DELETE", path, **key)
             return ("gone" if status in (200, 404) else None), None
-        body = {"auto_provision": True, "auto_wake": True} if verb == "admit" else {}
-        status, told = await connection.ask("POST", f"{path}/{verb}", body, **key)
+        status, told = await connection.ask("POST", f"{path}/{verb}", BODIES.get(verb), **key)
         if status != 200 or told.get("admitted") is False:
             return None, None
         if verb == "admit":

@@ -8,7 +8,7 @@ import pytest
 
 from enginegate.backends.base import BackendEvent, EngineSpec, Presence
 from enginegate.config import Config, EngineSettings
-from enginegate.errors import BackendUnavailableError
+from enginegate.errors import BackendFailedError, BackendUnavailableError
 from enginegate.lifecycle.boot import DataGoneError
 from enginegate.model import Status
 from enginegate.registry import LiveEngine
@@ -432,3 +432,18 @@ async def test_logs_are_kept_bounded_all_the_time(gate: Any, clock: Any) -> None
     assert len(logs) > 5000
     await clock.advance(5)
     assert len(logs) == 1000
+
+
+async def test_an_engine_that_never_came_up_has_no_data_to_lose(gate: Any) -> None:
+    """Its boot failed before there was a volume; stopped on request, it stays stopped."""
+    gate.backend.fail("start")
+    owner = await gate.product()
+    with pytest.raises(BackendFailedError):
+        await gate.engine(owner)
+    live = owner.engines["ann"]
+    await gate.lifecycle.stop(live, actor="a")
+    await gate.recovery.compare()
+    await settle()
+    assert live.engine.status == "stopped"
+    await gate.lifecycle.start(live, version=None, actor="a")
+    assert live.running
