@@ -61,8 +61,6 @@ def _ours(limit: int) -> Callable[[], None]:
     window = SlidingWindow()
 
     def decide() -> None:
-        now_ns = monotonic_ns()
-        if window.wait_ns(now_ns, limit) == 0:
-            window.add(now_ns)
+        window.take(monotonic_ns(), limit)
 
     return decide

@@ -110,7 +110,11 @@ class Admission:
             if not live.admissible:
                 return None
             answer = live.answer = self._encode(live, live.lease_s)
-        if product.limited and not self._count(product, user_id):
+        limit = product.calls_max
+        if limit is not None:
+            if not product.window.take(monotonic_ns(), limit):
+                return None
+        elif product.limited and not self._count(product, user_id):
             return None
         product.traffic.admits += 1
         live.lease_until = now + live.lease_s if live.lease_s else inf
@@ -130,9 +134,6 @@ class Admission:
         return warm
 
     def _count(self, product: LiveProduct, user_id: str) -> bool:
-        policy = product.product.policy
-        if policy.user_rate_limit_rpm is None and policy.rate_limit_rpm is not None:
-            return product.window.take(monotonic_ns(), policy.rate_limit_rpm)
         return self._wait_ns(product, user_id, monotonic_ns(), count=True) == 0
 
     def _wait_ns(

@@ -1,15 +1,19 @@
 """How many calls in the last minute, exactly. Pure: the caller brings the time.
 
 Every admitted call of the last 60 s is kept by its time, so there are no buckets to
-be wrong at their borders. Memory goes by the calls in the window, time is constant
-on average: each call enters once and leaves once.
+be wrong at their borders. Memory goes by the calls in the window, eight bytes each;
+time is constant on average: each call enters once and leaves once.
 """
 
 import math
+from array import array
 from collections import deque
+from typing import Final
 
 NS_PER_S = 1_000_000_000
 WINDOW_NS = 60 * NS_PER_S
+CHUNK: Final = 512  # calls in one piece, which is given back as a whole
+NEVER: Final = 2**63 - 1  # the oldest call of an empty window
 
 
 class SlidingWindow:
@@ -17,45 +21,85 @@ class SlidingWindow:
 
     Times are monotonic nanoseconds and never go back between calls. The limit comes
     with each question, so a changed limit keeps the calls that are already in.
+
+    The calls lie in chunks of machine integers, oldest first; all chunks but the last
+    are full, and the first `_gone` calls of the first one have left.
     """
 
-    __slots__ = ("_calls",)
+    __slots__ = ("_chunks", "_count", "_gone", "_last", "_oldest")
 
     def __init__(self) -> None:
-        self._calls: deque[int] = deque()
+        self._last: array[int] = array("q")
+        self._chunks = deque([self._last])
+        self._gone = 0
+        self._count = 0
+        self._oldest = NEVER
 
     def wait_ns(self, now_ns: int, limit: int) -> int | None:
         """Return 0 if a call may be made now, else the exact wait until one may.
 
         None means never: the limit is 0. Asking counts nothing; `add` does.
         """
-        calls = self._calls
         gone_ns = now_ns - WINDOW_NS
-        while calls and calls[0] <= gone_ns:
-            calls.popleft()
-        over = len(calls) - limit
+        if self._oldest <= gone_ns:
+            self._forget(gone_ns)
+        over = self._count - limit
         if over < 0:
             return 0
-        return calls[over] - gone_ns if limit else None
+        return self._call(over) - gone_ns if limit else None
 
     def take(self, now_ns: int, limit: int) -> bool:
         """Count a call if it may be made now; return whether it may."""
-        calls = self._calls
-        gone_ns = now_ns - WINDOW_NS
-        while calls and calls[0] <= gone_ns:
-            calls.popleft()
-        if len(calls) >= limit:
+        if self._oldest <= now_ns - WINDOW_NS:
+            self._forget(now_ns - WINDOW_NS)
+        last = self._last
+        if self._count >= limit:
             return False
-        calls.append(now_ns)
+        if self._count == 0 or len(last) == CHUNK:
+            self.add(now_ns)
+        else:
+            last.append(now_ns)
+            self._count += 1
         return True
 
     def add(self, now_ns: int) -> None:
         """Count a call that goes on."""
-        self._calls.append(now_ns)
+        if self._count == 0:
+            self._oldest = now_ns
+        last = self._last
+        if len(last) == CHUNK:
+            last = self._last = array("q")
+            self._chunks.append(last)
+        last.append(now_ns)
+        self._count += 1
 
     def idle(self, now_ns: int) -> bool:
         """Return whether no call is left in the window, so that it can be dropped."""
-        return not self._calls or self._calls[-1] <= now_ns - WINDOW_NS
+        return self._count == 0 or self._last[-1] <= now_ns - WINDOW_NS
+
+    def _call(self, number: int) -> int:
+        """Return the time of a call by its place, the oldest being 0."""
+        chunk, place = divmod(self._gone + number, CHUNK)
+        return self._chunks[chunk][place]
+
+    def _forget(self, gone_ns: int) -> None:
+        """Let go of the calls up to a time."""
+        count, gone, first = self._count, self._gone, self._chunks[0]
+        while count and first[gone] <= gone_ns:
+            count -= 1
+            gone += 1
+            if gone == CHUNK:
+                first, gone = self._next_chunk(), 0
+        self._count, self._gone = count, gone
+        self._oldest = first[gone] if count else NEVER
+
+    def _next_chunk(self) -> "array[int]":
+        """Give the first chunk back; return the one that is the first now."""
+        self._chunks.popleft()
+        if not self._chunks:
+            self._last = array("q")
+            self._chunks.append(self._last)
+        return self._chunks[0]
 
 
 def retry_after(wait_ns: int) -> tuple[float, int]:

@@ -25,6 +25,7 @@ from enginegate.edge.waiting import WaitingList
 log = logging.getLogger(__name__)
 
 DISCARD_BYTES = 4 * 1024 * 1024  # taken from a client that goes on after a refusal
+STOPS = (httptools.HttpParserError, httptools.HttpParserUpgrade)  # what the parser raises
 VERSIONS = ("1.1", "1.0")
 REQUEST_LINE_EXTRA = len("  HTTP/1.1\r\n\r\n")
 HEADER_EXTRA = len(": \r\n")
@@ -56,6 +57,28 @@ class Connection(HttpToolsProtocol):
     `_unread`: although the client may be sending. `_kept`: the client wants to keep the
     connection after its newest request. `_held` came in, and waits for earlier requests.
     """
+
+    # Slots: what is looked at for each request shall not be looked up in a large dict.
+    __slots__ = (
+        "_body_bytes",
+        "_deaf",
+        "_discarded",
+        "_fault",
+        "_held",
+        "_in_body",
+        "_in_message",
+        "_in_pieces",
+        "_kept",
+        "_last_words",
+        "_messages",
+        "_owed",
+        "_running",
+        "_unread",
+        "_unseen",
+        "_waiting",
+        "_waiting_for",
+        "doors",
+    )
 
     transport: Line  # type: ignore[mutable-override]  # asyncio's, with a proper end
 
@@ -154,13 +177,15 @@ class Connection(HttpToolsProtocol):
         self._unseen += len(piece)
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:
-            pass  # nothing here speaks another protocol; the answer says so by being HTTP/1.1
-        except httptools.HttpParserError as fault:
-            log.debug("refused: %s", self._fault.status if self._fault else fault)
-            self._refuse(self._fault or refusals.MALFORMED)
-            return
+        except STOPS as stop:
+            self._stopped(stop)
         self._fed()
+
+    def _stopped(self, stop: Exception) -> None:
+        """Refuse what the parser did not take; an upgrade is answered by not being one."""
+        if isinstance(stop, httptools.HttpParserError):
+            log.debug("refused: %s", self._fault.status if self._fault else stop)
+            self._refuse(self._fault or refusals.MALFORMED)
 
     def _fed(self) -> None:
         """See how far the request has come."""

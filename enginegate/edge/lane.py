@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from enginegate.api.prepared import STATUS_LINE
 from enginegate.edge import refusals
-from enginegate.edge.connection import Connection
+from enginegate.edge.connection import STOPS, Connection
 from enginegate.edge.doors import Doors
 
 PREFIX: Final = b"/engines/"
@@ -64,11 +64,28 @@ class Lane(Connection):
 
     `_on_road`: the events of this request have gone to uvicorn. `_key` is set between
     head and end of a request that is in the lane. `_free`: the last thing that happened
-    is an answer by the lane, so nothing is owed, held or half there.
+    is an answer by the lane, so nothing is owed, held or half there. `_usual` are the
+    headers of an earlier request that had nothing special, with its key.
 
     Written out at length where a request passes, for each call here is made on each
     admit; what is rare is left to `Connection`.
     """
+
+    __slots__ = (
+        "_begin",
+        "_body",
+        "_free",
+        "_headers_of",
+        "_idle",
+        "_key",
+        "_on_road",
+        "_piece_bytes",
+        "_told",
+        "_user",
+        "_usual",
+        "_usual_key",
+        "_warm",
+    )
 
     def __init__(
         self,
@@ -83,9 +100,12 @@ class Lane(Connection):
         super().__init__(config, server_state, app_state, _loop, doors=doors)
         self._warm = warm
         self._piece_bytes = doors.piece_bytes
+        self._idle = doors.idle
         self._on_road = False
         self._free = False
         self._told: list[tuple[bytes, bytes]] = []
+        self._usual: list[tuple[bytes, bytes]] | None = None
+        self._usual_key = b""
         self._key: bytes | None = None
         self._user = ""
         self._body = b""
@@ -97,10 +117,15 @@ class Lane(Connection):
         if not plain:
             super().data_received(data)
             return
-        self._feed(data)
-        if self._free and self._unseen == 0 and self._waiting is self.doors.idle:
-            self.doors.idle.again(self)
+        self._unseen += len(data)
+        try:
+            self.parser.feed_data(data)
+        except STOPS as stop:
+            self._stopped(stop)
+        if self._free and self._unseen == 0 and self._waiting is self._idle:
+            self._idle.again(self)
         else:
+            self._fed()
             self._settle()
 
     def _fed(self) -> None:
@@ -163,7 +188,7 @@ class Lane(Connection):
 
     def _fitting_key(self) -> bytes | None:
         """Return the platform key, None where this is not a plain admit on a free connection."""
-        parser, key = self.parser, None
+        parser = self.parser
         if (
             self._owed
             or self._in_pieces
@@ -174,15 +199,25 @@ class Lane(Connection):
             or not parser.should_keep_alive()
         ):
             return None
-        for name, value in self._told:
+        if self._told == self._usual:  # a client sends the same headers again and again
+            return self._usual_key
+        return self._key_among(self._told)
+
+    def _key_among(self, told: list[tuple[bytes, bytes]]) -> bytes | None:
+        """Return the key among headers of which none says how to read or answer."""
+        key, plain = None, True
+        for name, value in told:
             meaning = _meanings.get(name) or _meaning(name)
             if meaning is NONE:
                 continue
             if meaning is TELLS:
+                plain = False
                 if not self._is_keep_alive(name, value):
                     return None
             elif key is None:
                 key = value
+        if plain and key is not None:
+            self._usual, self._usual_key = told, key
         return key
 
     def _is_keep_alive(self, name: bytes, value: bytes) -> bool:

@@ -6,7 +6,7 @@ uvicorn's own class: slower and without limits, but right.
 
 from typing import Final
 
-TESTED_FROM: Final = (0, 50)
+TESTED_FROM: Final = (0, 53)
 TESTED_BELOW: Final = (0, 55)
 
 

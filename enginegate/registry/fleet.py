@@ -197,6 +197,7 @@ class LiveProduct:
 
     __slots__ = (
         "boots",
+        "calls_max",
         "engines",
         "limited",
         "product",
@@ -223,4 +224,5 @@ class LiveProduct:
         """Take the product as it is now."""
         policy = product.policy
         self.product = product
+        self.calls_max = policy.rate_limit_rpm if policy.user_rate_limit_rpm is None else None
         self.limited = not (policy.rate_limit_rpm is None and policy.user_rate_limit_rpm is None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginegate.ratelimit import NS_PER_S, WINDOW_NS, SlidingWindow, retry_after
+from enginegate.ratelimit import CHUNK, NS_PER_S, WINDOW_NS, SlidingWindow, retry_after
 
 STEPS = st.lists(
     st.one_of(st.integers(0, 3), st.integers(0, 70 * NS_PER_S), st.just(WINDOW_NS)), max_size=60
@@ -125,12 +125,27 @@ def test_who_waits_exactly_as_told_is_admitted(steps: list[int], limit: int) -> 
             assert called(window, now_ns, limit) == 0
 
 
+def test_many_calls_are_kept_as_exactly_as_few() -> None:
+    """Also where they are more than lie in one chunk, and chunks are given back."""
+    window, admitted, limit = SlidingWindow(), list[int](), 3 * CHUNK // 2
+    for number in range(8 * CHUNK):
+        now_ns = number * WINDOW_NS // (2 * CHUNK)
+        admitted = [at for at in admitted if at > now_ns - WINDOW_NS]
+        expected = 0 if len(admitted) < limit else admitted[-limit] + WINDOW_NS - now_ns
+        assert window.wait_ns(now_ns, limit) == expected
+        assert window.take(now_ns, limit) is (expected == 0)
+        if expected == 0:
+            admitted.append(now_ns)
+    assert window.wait_ns(now_ns + WINDOW_NS, 1) == 0
+
+
 def test_memory_goes_by_the_calls_in_the_window() -> None:
     """An hour of traffic leaves no more behind than its last minute."""
     window = SlidingWindow()
     for second in range(3600):
         called(window, second * NS_PER_S, 1000)
-    assert len(window._calls) == 60
+    assert window._count == 60
+    assert sum(map(len, window._chunks)) <= 60 + CHUNK
 
 
 @pytest.mark.parametrize(
