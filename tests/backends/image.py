@@ -17,7 +17,7 @@ ENGINE = Path(__file__).parents[2] / "enginegate" / "sample_engine.py"
 REPOSITORY = "enginegate-test"
 IMAGE, OTHER_IMAGE, USER_IMAGE = (f"{REPOSITORY}:{tag}" for tag in ("1", "2", "user"))
 
-_PACKAGES = [
+PYTHON_PACKAGES = [
     "python3.11-minimal",
     "libpython3.11-minimal",
     "libpython3.11-stdlib",
@@ -38,7 +38,7 @@ _CACHE = Path(tempfile.gettempdir()) / f"enginegate-test-packages-{os.getuid()}"
 
 def build(engine: Path = ENGINE) -> str:
     """Make the images if they are not there yet, and return the name of the first."""
-    recipe = "\0".join([engine.read_text(), _COMMAND, *_PACKAGES, Path(__file__).read_text()])
+    recipe = "\0".join([engine.read_text(), _COMMAND, *PYTHON_PACKAGES, Path(__file__).read_text()])
     content = f"{REPOSITORY}:{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if not _exists(content):
         with tempfile.TemporaryDirectory() as folder:
@@ -81,21 +81,26 @@ def _owned(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _file_system(folder: Path, engine: Path) -> Path:
-    for package in _packages():
+    unpack(PYTHON_PACKAGES, folder)
+    shutil.copyfile(engine, folder / "engine.py")
+    return folder
+
+
+def unpack(packages: list[str], folder: Path) -> None:
+    """Unpack the distribution's packages and what every root file system has."""
+    for package in _downloaded(packages):
         subprocess.run(["dpkg", "-x", str(package), str(folder)], check=True)
     for unneeded in ("usr/share", "usr/lib/x86_64-linux-gnu/gconv"):
         shutil.rmtree(folder / unneeded, ignore_errors=True)
     for name in ("data", "tmp", "run", "etc"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "tmp").chmod(0o1777)
-    shutil.copyfile(engine, folder / "engine.py")
-    return folder
 
 
-def _packages() -> list[Path]:
+def _downloaded(packages: list[str]) -> list[Path]:
     """Return the packages' files, downloaded once per machine."""
     _CACHE.mkdir(mode=0o700, exist_ok=True)
-    missing = [name for name in _PACKAGES if not list(_CACHE.glob(f"{name}_*.deb"))]
+    missing = [name for name in packages if not list(_CACHE.glob(f"{name}_*.deb"))]
     if missing:
         with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
             Path(folder).chmod(0o755)
@@ -104,7 +109,7 @@ def _packages() -> list[Path]:
             )
             for package in Path(folder).glob("*.deb"):
                 package.replace(_CACHE / package.name)
-    return [next(_CACHE.glob(f"{name}_*.deb")) for name in _PACKAGES]
+    return [next(_CACHE.glob(f"{name}_*.deb")) for name in packages]
 
 
 def _docker(*arguments: str, stdin: bytes | None = None) -> bytes:
