@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from math import inf
 from time import monotonic_ns
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,20 +21,24 @@ from enginegate.errors import (
     EngineAlreadyRunningError,
     EngineNotRunningError,
     GateError,
+    PolicyDeniedError,
+    PortExhaustionError,
+    QuotaExceededError,
     RateLimitedError,
 )
 from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle, OvertakenError
-from enginegate.model import Outcome, Status
+from enginegate.model import Status
 from enginegate.ratelimit import SlidingWindow, retry_after
 from enginegate.registry import LiveEngine, LiveProduct, Operation, Registry
+from enginegate.registry.denials import Denials
 from enginegate.slices import sliced
 
 VERIFY_TIMEOUT_S = 1.0
-DENIALS_EVERY_S = 10.0
 SOON_S = 1.0  # when to ask again, where nothing better is known
 BODIES_MAX = 256
 NS = 1_000_000_000
+REFUSALS = (RateLimitedError, QuotaExceededError, PolicyDeniedError, PortExhaustionError)
 
 ACTION_OF = {"provision": "provisioned", "wake": "woke", "start": "started"}
 
@@ -89,7 +93,7 @@ class Admission:
         self._decoder = msgspec.json.Decoder(Options)
         self._warm_bodies: dict[bytes, bool] = {b"": True}
         self._latency = registry.meters.admit("none")
-        self._denials: dict[tuple[str, str], list[Any]] = {}
+        self.denials = Denials(registry, clock)
 
     def warm(self, key: bytes, user_id: str, body: bytes) -> bytes | None:
         """Return the answer to an admit of a running engine, None to take the long road.
@@ -176,8 +180,8 @@ class Admission:
         try:
             self._refuse_over_limit(owner, user_id)
             answer = await self._decide(owner, user_id, options, actor, started)
-        except RateLimitedError:
-            self._denied(owner, user_id, "rate_limited")
+        except REFUSALS as refusal:
+            self._denied(owner, user_id, refusal.code.lower())
             raise
         if isinstance(answer, Refused):
             self._denied(owner, user_id, answer.reason)
@@ -312,40 +316,9 @@ class Admission:
                 if window.idle(now_ns) and product.user_windows.get(user) is window:
                     del product.user_windows[user]
 
-    # Denials, for metrics and audit
-
     def _denied(self, owner: LiveProduct, user_id: str, reason: str) -> None:
         owner.traffic.deny(reason)
-        product_id = owner.product.product_id
-        held = self._denials.get((product_id, reason))
-        if held is None:
-            self._denials[product_id, reason] = [self.clock.now(), 0, user_id]
-            self._note_denial(owner, reason, user_id, 1)
-        else:
-            held[1] += 1
-            held[2] = user_id
-
-    def flush_denials(self) -> None:
-        """Write what was denied since the last entry: one per product and reason in 10 s."""
-        now = self.clock.now()
-        due = [key for key, held in self._denials.items() if now - held[0] >= DENIALS_EVERY_S]
-        for key in due:
-            _, count, user_id = self._denials.pop(key)
-            owner = self.registry.products.get(key[0])
-            if count and owner is not None:
-                self._denials[key] = [now, 0, user_id]
-                self._note_denial(owner, key[1], user_id, count)
-
-    def _note_denial(self, owner: LiveProduct, reason: str, user_id: str, count: int) -> None:
-        self.registry.note(
-            "admit_denied",
-            product=owner.product,
-            user_id=user_id,
-            outcome=Outcome.DENIED,
-            actor=owner.product.slug,
-            reason=reason,
-            count=count,
-        )
+        self.denials.add(owner, user_id, action="admit_denied", reason=reason)
 
 
 def _still_at(at_work: Operation, options: Options) -> Refused:

@@ -216,6 +216,10 @@ class Meters:
         """Count one operation: `verb`, how it ended, and how long it took."""
         self.work_s.setdefault((verb, outcome), Histogram(WORK_BOUNDS_S)).add(seconds)
 
+    def called(self, operation: str, outcome: str) -> None:
+        """Count one call of the backend."""
+        self.backend_calls[operation, outcome] += 1
+
     def synced(self, seconds: float, size: int) -> None:
         self.journal_sync_s.add(seconds)
         self.journal_bytes += size

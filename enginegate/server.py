@@ -20,6 +20,7 @@ from enginegate.api.app import build
 from enginegate.api.prepared import prepare
 from enginegate.api.services import Services
 from enginegate.backends.base import Backend, EngineSpec
+from enginegate.backends.counted import counted
 from enginegate.clock import SystemClock
 from enginegate.config import Config, Secrets
 from enginegate.edge import HttpServer, Limits, listening
@@ -117,7 +118,7 @@ class Server:
             await backend.open()
             ground = Ground(
                 registry=registry,
-                backend=backend,
+                backend=counted(backend, registry.meters.called),
                 probe=probe,
                 keyring=keyring,
                 clock=self.clock,
@@ -262,7 +263,7 @@ class Parts:
             registry.meters.loop_lag_s.add(max(self.ground.clock.now() - before - SECOND_S, 0.0))
             async for product in sliced(registry.products.values()):
                 product.traffic.tick()
-            self.admission.flush_denials()
+            self.admission.denials.flush()
             await self.admission.forget_idle_windows()
             await self.recovery.drop_old_keys()
             if status != (status := registry.journal_status) == "ok":

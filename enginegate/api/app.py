@@ -97,6 +97,9 @@ class Gate:
             await self._routes(scope, receive, send)
             return
         assert user_id is not None
+        if _declared(scope) > self._body_max:  # refused without being asked for
+            await self._routes(scope, receive, send)
+            return
         message = await receive()
         if message.get("more_body", False):
             message = await _whole(message, receive, limit=self._body_max)
@@ -124,6 +127,14 @@ def _admitted_user(scope: Scope) -> str | None:
     if not (path.startswith(PREFIX) and path.endswith(SUFFIX)):
         return None
     return path[len(PREFIX) : -len(SUFFIX)]  # of no engine, where it holds a slash
+
+
+def _declared(scope: Scope) -> int:
+    """Return how long the body says it is, 0 where it does not say."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
 
 
 def _platform_key(scope: Scope) -> bytes | None:

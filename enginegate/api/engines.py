@@ -8,7 +8,13 @@ from enginegate.api import wire
 from enginegate.api.auth import Access
 from enginegate.api.call import BAD_USER_ID, Call, Route
 from enginegate.clock import Clock
-from enginegate.errors import EngineNotRunningError, InvalidRequestError
+from enginegate.errors import (
+    EngineNotRunningError,
+    InvalidRequestError,
+    PolicyDeniedError,
+    PortExhaustionError,
+    QuotaExceededError,
+)
 from enginegate.model import Status
 from enginegate.policy import valid_user_id
 from enginegate.registry import LiveEngine
@@ -21,9 +27,15 @@ async def provision(call: Call) -> wire.Provisioned:
     asked: wire.ProvisionRequest = call.body
     if not valid_user_id(asked.user_id):
         raise InvalidRequestError(BAD_USER_ID)
-    live = await call.services.lifecycle.provision(
-        call.owner, asked.user_id, version=_given(asked.engine_version), actor=call.actor
-    )
+    services, owner, user_id = call.services, call.owner, asked.user_id
+    version = _given(asked.engine_version)
+    try:
+        live = await services.lifecycle.provision(owner, user_id, version=version, actor=call.actor)
+    except (PolicyDeniedError, QuotaExceededError, PortExhaustionError) as refusal:
+        services.admission.denials.add(
+            owner, user_id, action="provision", reason=refusal.code.lower()
+        )
+        raise
     return wire.Provisioned(
         engine_id=live.engine.engine_id,
         user_id=live.engine.user_id,

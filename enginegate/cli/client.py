@@ -79,11 +79,16 @@ class Gate:
         """Return the JSON of the answer.
 
         Raises:
+            Failure: what was given cannot be sent.
             Refused: the server did; `CODE: message`.
             Unreachable: there is none.
         """
+        try:
+            asked = self._http.build_request(method, path, json=body, params=_given(params or {}))
+        except ValueError as error:  # a number that is none, text that is no UTF-8
+            raise Failure(f"what was given cannot be sent: {error}", Failure.USAGE) from None
         with self._reaching():
-            answer = self._http.request(method, path, json=body, params=_given(params or {}))
+            answer = self._http.send(asked)
         return _json_of(answer)
 
     def events(self, last_id: int) -> Iterator[Event]:

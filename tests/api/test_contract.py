@@ -1674,11 +1674,38 @@ class TestSection25StatusMetricsAudit:
         for _ in range(5):
             await refused(gate)
         await gate.clock.advance(10)
-        gate.services.admission.flush_denials()
+        gate.services.admission.denials.flush()
         entries = await gate.audit(action="admit_denied")
 
         assert [entry["outcome"] for entry in entries] == ["denied", "denied"]
         assert [entry["metadata"]["count"] for entry in entries] == [4, 1]
+
+    async def test_refused_provisions_are_audited_coalesced(self, gate: Gate) -> None:
+        """Failures are entries too, and one that is repeated a thousand times is one entry."""
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        policy = {"policy": {"max_engines": 1}}
+        await gate.admin("PUT", f"/products/{product_id}/policy", policy)
+        await gate.engine()
+        bob = {"user_id": "bob"}
+        for _ in range(3):
+            assert code(await gate.post("/engines/provision", bob)) == "QUOTA_EXCEEDED"
+            await gate.post("/engines/bob/admit", {"auto_provision": True})
+        other = await gate.post("/engines/provision", bob | {"engine_version": "other:1"})
+        assert code(other) == "POLICY_DENIED"
+        await gate.clock.advance(10)
+        gate.services.admission.denials.flush()
+        told = [
+            (entry["action"], entry["metadata"]["reason"], entry["metadata"]["count"])
+            for entry in await gate.audit(user_id="bob")
+        ]
+
+        assert sorted(told) == [
+            ("admit_denied", "quota_exceeded", 1),
+            ("admit_denied", "quota_exceeded", 2),
+            ("provision", "policy_denied", 1),
+            ("provision", "quota_exceeded", 1),
+            ("provision", "quota_exceeded", 2),
+        ]
 
     async def test_no_key_is_ever_in_the_trail(self, gate: Gate) -> None:
         """Neither the engine's nor the product's, old or new."""

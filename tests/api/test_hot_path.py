@@ -9,6 +9,22 @@ from enginegate.api.app import make_routes
 from tests.api.rig import Gate, Wire
 
 
+async def test_a_body_that_says_it_is_too_long_is_not_asked_for(gate: Gate) -> None:
+    """A client that waits for `100 Continue` is told 413 instead."""
+    await gate.engine()
+    headers = {"X-Platform-Key": gate.key, "Content-Length": "99999999999"}
+    call = Wire(gate.app, "POST", "/engines/ann/admit", headers, b"")
+    asked = 0
+
+    async def receive() -> Any:
+        nonlocal asked
+        asked += 1
+        return await call.receive()
+
+    await gate.app(call.scope, receive, call.send)
+    assert (call.sent.get_nowait()["status"], asked) == (413, 0)
+
+
 async def both(gate: Gate, *, key: str, body: bytes, path: str = "/engines/ann/admit") -> Any:
     """Ask on both roads; return the one answer."""
     answers = []

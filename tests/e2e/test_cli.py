@@ -390,6 +390,13 @@ def test_an_address_that_is_none_is_told(cli: Cli, url: str) -> None:
     assert len(cli.run("status", "--url", url, exits=2).stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("wait_s", ["nan", "inf"])
+def test_a_number_that_is_none_is_told(shop: Cli, wait_s: str) -> None:
+    """JSON has no such number: one line, exit code 2, and nothing was sent."""
+    done = shop.run("engines", "admit", "ann", "--wait-s", wait_s, exits=2)
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_something_else_on_the_address_is_told(cli: Cli) -> None:
     """Another program answers: its status is shown, and its text as one harmless line."""
     cli.env["ENGINEGATE_ADMIN_KEY"] = new_admin_key()

@@ -336,9 +336,9 @@ async def test_denials_are_audited_at_most_once_in_ten_seconds(gate: Any, clock:
     owner = await gate.product()
     for _ in range(5):
         await gate.admit(owner)
-    gate.admission.flush_denials()
+    gate.admission.denials.flush()
     await clock.advance(11)
-    gate.admission.flush_denials()
+    gate.admission.denials.flush()
     await settle()
     entries = [e for e in gate.registry.trail.recent if e.action == "admit_denied"]
     assert [e.metadata["count"] for e in entries] == [1, 4]
