@@ -201,9 +201,7 @@ def told(error: BackendError) -> GateError:
     """Return what a caller is told of a backend error; its detail stays in the log."""
     log.warning("backend: %s", error)
     if error.unavailable:
-        return BackendUnavailableError(
-            "The backend that runs engines cannot be reached; ask again in a moment."
-        )
+        return away()
     if isinstance(error, DataLostError):
         return lost(error.detail)
     if isinstance(error, NoRoomError):
@@ -216,6 +214,12 @@ def told(error: BackendError) -> GateError:
             f"The image {error.detail} cannot be had; make it available or choose another."
         )
     return BackendFailedError(f"The backend could not {error.operation} the engine.")
+
+
+def away() -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "The backend that runs engines cannot be reached; ask again in a moment."
+    )
 
 
 def lost(what: str) -> DataGoneError:

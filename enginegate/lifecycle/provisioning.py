@@ -10,11 +10,12 @@ from enginegate.errors import (
     EngineAlreadyExistsError,
     GateError,
     PolicyDeniedError,
+    PortExhaustionError,
     QuotaExceededError,
     StorageUnavailableError,
 )
 from enginegate.keys import digest_hex, new_engine_key
-from enginegate.lifecycle.boot import exhausted
+from enginegate.lifecycle.boot import away, exhausted
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.operations import Operations, Work
 from enginegate.lifecycle.starting import Starter
@@ -52,7 +53,9 @@ class Provisioning:
         """Check, reserve, and start the boot; None if the user has an engine by now.
 
         The last check and the reservation share one turn of the loop: that is the lock.
+        A backend that cannot be asked is no reason to make a row that nobody can boot.
         """
+        reachable = await self.ground.backend.ping()
         self.operations.refuse_if_closed()
         self.ground.refuse_if_unwritable()
         if owner.product.deleting:
@@ -69,6 +72,8 @@ class Provisioning:
             return None
         operation = self.operations.operation("provision", actor=actor, params=None, holds=True)
         spare = self.ground.registry.spares.take(version)
+        if spare is None and not reachable:
+            raise away()
         if spare is None:
             fact = self._provisioned(owner, user_id, version, actor)
             recorded = self.ground.registry.record(fact)
@@ -85,7 +90,7 @@ class Provisioning:
             live = self.ground.registry.engines[engine_id]
             try:
                 await self.starter.boot(live, via="provision", actor=actor)
-            except StorageUnavailableError:
+            except (StorageUnavailableError, PortExhaustionError):
                 with suppress(GateError):  # then the next start, or DELETE, does it
                     await self.undo(live, actor)
                 raise

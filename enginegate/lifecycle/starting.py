@@ -11,6 +11,7 @@ from enginegate.errors import (
     BootTimeoutError,
     GateError,
     NotRunningError,
+    PortExhaustionError,
     StorageUnavailableError,
     WakeTimeoutError,
 )
@@ -87,9 +88,12 @@ class Starter:
         self, live: LiveEngine, error: GateError, *, via: str, started: float, actor: str
     ) -> None:
         """Record what came of it: a backend that was not to be asked says nothing of an engine."""
+        provisioning = via == "provision"
         if isinstance(error, StorageUnavailableError):
             return
-        if isinstance(error, BackendUnavailableError) and via != "provision":
+        if isinstance(error, PortExhaustionError) and provisioning:
+            return  # it is undone, as if the port had been missing from the start
+        if isinstance(error, BackendUnavailableError) and not provisioning:
             self.ground.registry.note(
                 via, live=live, outcome=Outcome.FAILED, actor=actor, reason=error.message
             )

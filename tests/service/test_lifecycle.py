@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from enginegate.backends.base import Connection
-from enginegate.config import Config, EngineSettings
+from enginegate.config import Config, EngineSettings, Ports
 from enginegate.errors import (
     BackendError,
     BackendFailedError,
@@ -20,6 +20,7 @@ from enginegate.errors import (
     ImageUnavailableError,
     InternalError,
     PolicyDeniedError,
+    PortExhaustionError,
     ProductNotFoundError,
     ProductSlugExistsError,
     ShuttingDownError,
@@ -273,6 +274,35 @@ async def test_only_running_engines_rotate(gate: Any) -> None:
     await gate.lifecycle.stop(live, actor="acme")
     with pytest.raises(EngineNotRunningError):
         await gate.lifecycle.rotate_key(live, actor="acme")
+
+
+async def test_a_provision_leaves_nothing_where_the_backend_is_away(gate: Any) -> None:
+    """Nothing was changed: no row, no port, no quota; the next one finds a free way."""
+    owner = await gate.product(max_engines=1)
+    gate.backend.down = True
+    for _ in range(2):
+        with pytest.raises(BackendUnavailableError):
+            await gate.engine(owner)
+        with pytest.raises(BackendUnavailableError):
+            await gate.admit(owner, "bob", auto_provision=True)
+    assert (owner.taken, gate.registry.ports.leased) == ({}, set())
+    gate.backend.down = False
+    assert (await gate.engine(owner)).running
+
+
+async def test_a_provision_leaves_nothing_where_strangers_hold_the_last_ports(
+    make_gate: Any,
+) -> None:
+    """PORT_EXHAUSTION is the same refusal, whoever holds the ports."""
+    gate = await make_gate(Config(ports=Ports(min=9001, max=9003)))
+    owner = await gate.product(max_engines=1)
+    gate.backend.world.taken_ports |= {9001, 9002, 9003}
+    with pytest.raises(PortExhaustionError):
+        await gate.engine(owner)
+    assert (owner.taken, gate.registry.ports.leased) == ({}, set())
+    assert gate.backend.world.volumes == {}
+    gate.backend.world.taken_ports.clear()
+    assert (await gate.engine(owner)).running
 
 
 async def test_an_unreachable_backend_is_said_and_an_image_is_named(gate: Any) -> None:
