@@ -138,7 +138,8 @@ class Gate:
     ) -> httpx.Response:
         """Call as the product whose key this is, as `demo` if none is given."""
         headers = {"X-Platform-Key": key or self.key} | more.pop("headers", {})
-        return await self.client.request(method, path, json=body, headers=headers, **more)
+        async with asyncio.timeout(PATIENCE_S):  # a call that hangs fails its test
+            return await self.client.request(method, path, json=body, headers=headers, **more)
 
     async def get(self, path: str, **more: Any) -> httpx.Response:
         return await self.call("GET", path, **more)

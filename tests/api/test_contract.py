@@ -1175,6 +1175,34 @@ class TestSection23Lease:
 
         assert await state_of(gate) == "sleeping"
 
+    @pytest.mark.parametrize(
+        ("options", "ends"),
+        [
+            ({}, "running"),
+            ({"wait_s": 60}, "running"),
+            ({"wait_s": 0}, "sleeping"),
+            ({"touch": False}, "sleeping"),
+        ],
+    )
+    async def test_a_freeze_turns_back_for_who_uses_the_engine(
+        self, gate: Gate, options: dict[str, Any], ends: str
+    ) -> None:
+        """An admit that waits is admitted; one that is denied or dry changes nothing."""
+        gate.run_loops()
+        await gate.policy(idle_sleep_s=10)
+        await gate.engine()
+        hang = gate.backend.hang("pause")
+        await gate.pass_time(10.5)
+        await hang.reached.wait()
+        call = gate.spawn(gate.admit(**options))
+        await gate.durable()
+        hang.release()
+        answer = (await call).json()
+        await gate.durable()
+
+        assert answer["admitted"] == (ends == "running")
+        assert await state_of(gate) == ends
+
     async def test_a_connection_that_moves_nothing_no_longer_counts(
         self, open_gate: OpenGate
     ) -> None:
@@ -2247,8 +2275,9 @@ class TestSection3EnginesSide:
         gate.fake().healthy = False
         hang.release()
         again = gate.backend.hang("start", nth=1)
-        while not again.reached.is_set():
-            await gate.clock.advance(1)
+        async with asyncio.timeout(PATIENCE_S):
+            while not again.reached.is_set():
+                await gate.clock.advance(1)
         gate.fake().healthy = True
         again.release()
         answer = await gate.settled(call)
