@@ -56,9 +56,9 @@ class Sleeper:
         _refuse_unless_running(live)
         idle, looked = still_due is not None, self.ground.clock.now()
         if not force:
-            _refuse_if_used(
-                await self.quietness.veto(live, idle=idle, probe_timeout_s=probe_timeout_s)
-            )
+            with Noting(self.ground.registry, live, "sleep", actor):
+                found = await self.quietness.veto(live, idle=idle, probe_timeout_s=probe_timeout_s)
+            _refuse_if_used(found)
         stays = still_due or (lambda: True)
         if not stays():
             return False

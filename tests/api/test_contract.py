@@ -393,12 +393,45 @@ class TestSection2Api:
         assert TIME.fullmatch(engine["last_health_at"])
 
     async def test_an_empty_body_counts_as_an_empty_object(self, gate: Gate) -> None:
-        """Where no field is required, nothing has to be sent."""
+        """Where no field is required, nothing has to be sent; elsewhere the field is named."""
         await gate.engine()
-        for verb in ("admit", "touch", "sleep", "start", "stop"):
-            headers = {"X-Platform-Key": gate.key}
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        rotate = await gate.client.post(
+            f"/products/{product_id}/rotate-platform-key", headers=ADMIN, content=b""
+        )
+        assert rotate.status_code == 200
+        headers = {"X-Platform-Key": rotate.json()["platform_api_key"]}
+        for verb in ("admit", "touch", "rotate-key", "sleep", "start", "stop"):
             answer = await gate.client.post(f"/engines/ann/{verb}", headers=headers)
             assert answer.status_code == 200, verb
+        answer = await gate.client.post("/engines/provision", headers=headers)
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert "user_id" in answer.json()["error"]["message"]
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("POST", "/engines/provision", {"user_id": "bob"}),
+            *(("POST", f"/engines/ann/{verb}", {}) for verb in ("admit", "touch", "start", "stop")),
+            *(("POST", f"/engines/ann/{verb}", {}) for verb in ("sleep", "rotate-key")),
+            ("POST", "/products/register", {"slug": "x", "display_name": "X"}),
+            ("PUT", "/products/{product_id}/policy", {"policy": {}}),
+            ("POST", "/products/{product_id}/rotate-platform-key", {}),
+        ],
+    )
+    async def test_unknown_fields_are_refused_everywhere(
+        self, gate: Gate, method: str, path: str, body: dict[str, Any]
+    ) -> None:
+        """A slip of the pen must not be passed over in silence; nothing has happened."""
+        await gate.engine()
+        product_id = gate.registry.by_slug["demo"].product.product_id
+        trail = await gate.audit()
+        call = gate.admin if path.startswith("/products") else gate.call
+        answer = await call(method, path.format(product_id=product_id), body | {"unknwon": 1})
+
+        assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
+        assert "unknwon" in answer.json()["error"]["message"]
+        assert await gate.audit() == trail
 
     async def test_head_works_where_get_does(self, gate: Gate) -> None:
         """A monitor may ask for headers alone."""
@@ -1492,6 +1525,40 @@ class TestSection24Concurrency:
 
         assert {(one.status_code, code(one)) for one in answers} == {(502, "BACKEND_ERROR")}
         assert len({one.text for one in answers}) == 1
+
+    async def test_a_start_without_a_port_to_be_had_is_503(self, open_gate: OpenGate) -> None:
+        """Its own port is held by another program, and there is no other."""
+        async with open_gate(ports=Ports(min=9001, max=9001)) as gate:
+            await reach(gate, "stopped")
+            gate.backend.world.taken_ports.add(9001)
+            answer = await gate.post("/engines/ann/start")
+
+            assert (answer.status_code, code(answer)) == (503, "PORT_EXHAUSTION")
+            assert {name: answer.json()["error"][name] for name in ("min", "max")} == {
+                "min": 9001,
+                "max": 9001,
+            }
+
+    @pytest.mark.parametrize("work", ["provision", "start", "stop", "sleep", "rotate-key", "touch"])
+    async def test_no_backend_is_said_of_every_verb_that_needs_one(
+        self, gate: Gate, work: str
+    ) -> None:
+        """503 BACKEND_UNAVAILABLE, and not for what needs none."""
+        if work != "provision":
+            await reach(gate, AT_WORK.get(work, ("running", ""))[0])
+        gate.backend.down = True
+        answer = await (
+            gate.post("/engines/provision", {"user_id": "ann"})
+            if work == "provision"
+            else gate.post(f"/engines/ann/{work}")
+        )
+
+        if work == "touch":
+            assert answer.status_code == 200
+            return
+        assert (answer.status_code, code(answer)) == (503, "BACKEND_UNAVAILABLE")
+        failed = [one["action"] for one in await gate.audit(user_id="ann", actor="demo")]
+        assert failed[0] == work.replace("-", "_")
 
     async def test_two_destroys_are_one(self, gate: Gate) -> None:
         """Both callers hear that it is gone."""

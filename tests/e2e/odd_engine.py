@@ -1,8 +1,9 @@
 """An engine with whims, for tests: what it does is in its version and in files of its data.
 
 Version `lab:deaf` never opens its port, `lab:quits` exits at once. Any other answers each
-request with the bytes of the file `whim`, where a test wrote one, and goes on for ever
-with spaces where there is a file `endless`; else it is well. It says which paths were asked.
+request but one to `/well` with the bytes of the file `whim`, where a test wrote one, and goes
+on for ever with spaces where there is a file `endless`; else it is well. It says which paths
+were asked.
 """
 
 import os
@@ -24,8 +25,9 @@ class Answer(socketserver.StreamRequestHandler):
         request = self.rfile.readline()
         while self.rfile.readline().strip():
             pass
-        say(f"asked {request.split()[1].decode()}")
-        whim = DATA / "whim"
+        path = request.split()[1].decode()
+        say(f"asked {path}")
+        whim = DATA / ("whim" if path != "/well" else "none")
         try:
             self.wfile.write(whim.read_bytes() if whim.exists() else WELL)
             while (DATA / "endless").exists():
