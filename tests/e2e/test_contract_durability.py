@@ -10,6 +10,7 @@ import re
 import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ def test_everything_is_private(shop: Shop) -> None:
 
 
 def test_after_a_kill_leases_are_full_and_windows_empty(shop: Shop) -> None:
-    """The engine goes on as it is; what was soft begins anew."""
-    with shop.server.product("limited", rate_limit_rpm=1, user_rate_limit_rpm=1) as http:
+    """The engine goes on as it is; what was soft begins anew, and who is quiet goes to sleep."""
+    with (
+        shop.server.product("limited", rate_limit_rpm=1, user_rate_limit_rpm=1) as http,
+        shop.server.product("sleepy", idle_sleep_s=3) as sleepy,
+    ):
+        assert sleepy.post("/engines/provision", json={"user_id": "bob"}).is_success
         made = http.post("/engines/ann/admit", json={"auto_provision": True}).json()["engine"]
         assert http.post("/engines/ann/admit").status_code == 429
         before = engine_processes(shop.server.directory)
@@ -65,8 +70,14 @@ def test_after_a_kill_leases_are_full_and_windows_empty(shop: Shop) -> None:
         assert 590 < answer["lease_s"] <= 600
         assert engine_processes(shop.server.directory) == before
         assert http.post("/engines/ann/admit").status_code == 429
+        lease_s = sleepy.post("/engines/bob/admit", json={"touch": False}).json()["lease_s"]
+        asked = time.monotonic()
+        assert 0 < lease_s <= 3
         adopted = shop.server.audit(action="adopt", user_id="ann")
         assert [entry["engine_id"] for entry in adopted] == [made["engine_id"]]
+        eventually(lambda: sleepy.get("/engines/bob").json()["status"] == "sleeping", "bob sleeps")
+        assert lease_s - 0.1 < time.monotonic() - asked < lease_s + 2
+        sleepy.delete("/engines/bob")
         http.delete("/engines/ann")
 
 
