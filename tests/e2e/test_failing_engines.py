@@ -94,7 +94,7 @@ def test_an_ill_engine_is_restarted_until_it_is_given_up_and_a_start_revives_it(
     assert probed.look()["status"] == "failed"
     told = probed.admit(auto_wake=True, auto_provision=True)
     assert (told["reason"], told["retry_after_s"]) == ("engine_unhealthy", None)
-    eventually(lambda: not alive(probed), "it is stopped for good")
+    eventually(lambda: not alive(probed), "it is stopped for good", seconds=5)
 
     whim.unlink()
     assert probed.do("start")["status"] == "running"
