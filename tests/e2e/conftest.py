@@ -173,7 +173,11 @@ def serving(directory: Path, settings: str = "", **variables: str) -> Iterator[S
     try:
         yield server
     finally:
-        server.close()
+        try:
+            server.close()
+        finally:
+            for pid in remains(directory):  # none, unless a test has failed
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
