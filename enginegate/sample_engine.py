@@ -8,7 +8,9 @@ fast it starts is how fast a provision answers. Hence the modules with an unders
     GET  /health                 no key: status, engine_id, version, pid, busy, active_requests
     GET  /  or  /whoami          who answers, since when, and how many requests it has seen
     GET  /stream?seconds=&interval=     server-sent events
+    GET  /socket                 a websocket that reads whatever comes
     POST /work?seconds=          burns CPU in the background; busy meanwhile
+    …?quiet=1                    says nothing of it in /health: neither busy nor a request
     GET, PUT /data/{name}        a file that lasts
     POST /control                {"healthy": bool, "busy": bool, "hang": bool, "exit": code,
                                   "health_delay_s": number, "log": text}
@@ -32,6 +34,7 @@ HEAD_MAX = 16_384
 BODY_MAX = 1_048_576
 NAME_MAX = 100
 FINISH_S = 25.0
+WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 REASONS = {200: "OK", 201: "Created", 202: "Accepted", 400: "Bad Request", 401: "Unauthorized"}
 REASONS |= {404: "Not Found", 405: "Method Not Allowed", 411: "Length Required"}
@@ -62,6 +65,11 @@ class Request:
         self.query = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
         self.headers = headers
         self.body = b""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether `/health` is to say nothing of it."""
+        return self.path == "/health" or self.query.get("quiet") == "1"
 
     @property
     def last(self) -> bool:
@@ -149,16 +157,17 @@ class Engine:
             "requests": self.requests,
         }
 
-    def work(self, seconds: float) -> tuple[int, Json]:
-        self.count(jobs=1)
-        _thread.start_new_thread(self._burn, (seconds,))
+    def work(self, seconds: float, quiet: bool) -> tuple[int, Json]:  # noqa: FBT001 - a query's
+        told = 0 if quiet else 1
+        self.count(jobs=told)
+        _thread.start_new_thread(self._burn, (seconds, told))
         return 202, {"working_s": seconds}
 
-    def _burn(self, seconds: float) -> None:
+    def _burn(self, seconds: float, told: int) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             sum(range(2000))
-        self.count(jobs=-1)
+        self.count(jobs=-told)
 
     def data(self, request: Request, name: str) -> tuple[int, bytes]:
         if not name or len(name) > NAME_MAX or name[0] == "." or not SAFE.issuperset(name):
@@ -261,8 +270,7 @@ class Connection:
         request = self._receive_head()
         if request is None:
             return False
-        probe = request.path == "/health"
-        self._engine.count(requests=1, active=0 if probe else 1)
+        self._engine.count(requests=1, active=0 if request.quiet else 1)
         try:
             self._receive_body(request)
             self._answer(request)
@@ -270,7 +278,7 @@ class Connection:
             self._send(refusal.status, to_json({"error": refusal.error}), last=True)
             return False
         finally:
-            self._engine.count(active=0 if probe else -1)
+            self._engine.count(active=0 if request.quiet else -1)
         return not request.last and not self._engine.stopping
 
     def _answer(self, request: Request) -> None:
@@ -282,6 +290,10 @@ class Connection:
             return
         elif path == "/stream":
             self._stream(request.seconds("seconds", 5, 86_400), request.seconds("interval", 1, 60))
+            request.headers["connection"] = "close"
+            return
+        elif path == "/socket":
+            self._websocket(request.headers.get("sec-websocket-key", ""))
             request.headers["connection"] = "close"
             return
         elif path.startswith("/data/"):
@@ -297,7 +309,7 @@ class Connection:
             case "GET", "/" | "/whoami":
                 return self._engine.whoami()
             case "POST", "/work":
-                return self._engine.work(request.seconds("seconds", 5, 3_600))
+                return self._engine.work(request.seconds("seconds", 5, 3_600), request.quiet)
             case "POST", "/control":
                 return self._engine.control(from_json(request.body))
             case _:
@@ -311,6 +323,20 @@ class Connection:
             number += 1
             self._socket.sendall(f"id: {number}\ndata: tick {number}\n\n".encode())
             time.sleep(max(interval, 0.001))
+
+    def _websocket(self, key: str) -> None:
+        """Shake hands (RFC 6455, section 4.2.2), then read until the other side has enough."""
+        import hashlib  # late, as above
+        from binascii import b2a_base64
+
+        if not key:
+            raise Refusal(400, "no Sec-WebSocket-Key")
+        digest = hashlib.sha1((key + WEBSOCKET_GUID).encode("latin-1"), usedforsecurity=False)
+        accept = b2a_base64(digest.digest(), newline=False)
+        head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+        self._socket.sendall(head + b"sec-websocket-accept: " + accept + b"\r\n\r\n")
+        while self._receive():
+            self._read = b""
 
     def _send(self, status: int, body: bytes, *, last: bool) -> None:
         head = (

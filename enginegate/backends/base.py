@@ -80,9 +80,14 @@ class BackendEvent(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Consumption since the engine's life began; None where it cannot be read."""
+    """Consumption since the engine's life began; None where it cannot be read.
+
+    `wanted_s` is the time for which its living threads have run or waited for a processor:
+    on an overbooked machine it tells work from waiting where `cpu_s` cannot.
+    """
 
     cpu_s: float | None = None
+    wanted_s: float | None = None
     rx_bytes: int | None = None
     tx_bytes: int | None = None
 

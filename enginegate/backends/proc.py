@@ -4,7 +4,7 @@ A process that ended while we looked is `None` or left out, never an error.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +64,35 @@ def read_environ(pid: int) -> dict[str, str]:
         return {}
     pairs = (entry.partition("=") for entry in os.fsdecode(data).split("\0") if entry)
     return {name: value for name, _, value in pairs}
+
+
+def consumed(pid: int) -> tuple[float, float]:
+    """Return the CPU time of a process and its family, and what they wanted of it (s)."""
+    found = family(pid)
+    threads = [thread for one in found for thread in _threads(one.pid)]
+    return sum(one.cpu_ticks for one in found) / TICKS_PER_S, wanted_s(threads)
+
+
+def wanted_s(threads: Iterable[Path]) -> float:
+    """Return for how long these threads have run or waited for a processor.
+
+    `threads` are their directories in /proc; the kernel's fields are nanoseconds
+    (`schedstat`: on the processor, waiting for it).
+    """
+    total_ns = 0
+    for thread in threads:
+        with suppress(OSError, ValueError):  # it ended meanwhile
+            ran, waited, _ = (thread / "schedstat").read_text("ascii").split()
+            total_ns += int(ran) + int(waited)
+    return total_ns / 1e9
+
+
+def _threads(pid: int) -> list[Path]:
+    """Return the directories of a process's threads; none if it has ended."""
+    try:
+        return [*(PROC / str(pid) / "task").iterdir()]
+    except OSError:
+        return []
 
 
 def available_memory_mb() -> int | None:

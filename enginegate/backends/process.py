@@ -199,8 +199,8 @@ class ProcessBackend:
         life = None if slot is None else slot.living()
         if life is None:
             return Usage()
-        found = await self._in_thread("usage", engine_id, proc.family, life.pid)
-        return Usage(cpu_s=sum(one.cpu_ticks for one in found) / proc.TICKS_PER_S)
+        cpu_s, wanted_s = await self._in_thread("usage", engine_id, proc.consumed, life.pid)
+        return Usage(cpu_s=cpu_s, wanted_s=wanted_s)
 
     async def connections(self, engine_id: str, *, port: int) -> Sequence[Connection]:
         found = await self._in_thread("connections", engine_id, sockets.established, port)

@@ -27,6 +27,10 @@ VETOES_KEPT = 10
 CPU_WINDOW_S = 1.0
 CPU_SHARE = 0.05  # of one processor
 CPU_NOISE_S = 0.02  # two ticks
+# Where the kernel also tells for how long threads waited for a processor, work is known on
+# a machine however overbooked: it wants one all the time. Who only waits for others does
+# not, even if each of its short turns has to wait in the queue.
+WANTED_SHARE = 0.4  # of one thread's time
 CPU_PROBES_MAX_S = 0.1  # allowed for answering our own probes, beyond the noise
 RECHECK_S = 0.25  # what is more than noise may have just begun: look again after so long
 READING_MAX_AGE_S = 10.0
@@ -177,7 +181,7 @@ class Quietness:
         if now is None or now.cpu_s is None or earlier is None or earlier.cpu_s is None:
             return None
         loud = self._loud(live, earlier, now)
-        if loud is None and now.cpu_s - earlier.cpu_s > CPU_NOISE_S:
+        if loud is None and _grown(earlier, now) > CPU_NOISE_S:
             await self.ground.clock.sleep(RECHECK_S)
             try:
                 await self.read(live)
@@ -191,8 +195,12 @@ class Quietness:
             return None
         used_s, elapsed_s = now.cpu_s - earlier.cpu_s, max(now.at - earlier.at, 0.001)
         probes_s = min(now.probing_s - earlier.probing_s, CPU_PROBES_MAX_S)
-        seen = live.signals["cpu"] = self._signal("cpu", round(max(used_s, 0.0) / elapsed_s, 3))
-        return seen if used_s > self._cpu_share * elapsed_s + CPU_NOISE_S + probes_s else None
+        wanted_s = (now.wanted_s or 0.0) - (earlier.wanted_s or 0.0)
+        wants = max(used_s, wanted_s, 0.0) / elapsed_s
+        seen = live.signals["cpu"] = self._signal("cpu", round(wants, 3))
+        allowed_s = CPU_NOISE_S + probes_s
+        loud = used_s > self._cpu_share * elapsed_s + allowed_s
+        return seen if loud or wanted_s > WANTED_SHARE * elapsed_s + allowed_s else None
 
     def _reading(self, live: LiveEngine, usage: Usage) -> Reading:
         now, moved = self.ground.clock.now(), None
@@ -202,6 +210,7 @@ class Quietness:
             at=now,
             incarnation=live.engine.incarnation,
             cpu_s=usage.cpu_s,
+            wanted_s=usage.wanted_s,
             probing_s=live.probing_s,
             moved=moved,
             still_since=now,
@@ -215,6 +224,12 @@ class Quietness:
 
     def _signal(self, kind: str, value: Value) -> Signal:
         return Signal(kind=kind, value=value, at_ms=self.ground.clock.wall_ms())
+
+
+def _grown(earlier: Reading, now: Reading) -> float:
+    """Return by how much the processor was used or wanted between two looks (s)."""
+    used_s = (now.cpu_s or 0.0) - (earlier.cpu_s or 0.0)
+    return max(used_s, (now.wanted_s or 0.0) - (earlier.wanted_s or 0.0))
 
 
 def _still(earlier: Reading | None, fresh: Reading) -> Reading:

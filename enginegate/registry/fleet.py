@@ -38,6 +38,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     at: float
     incarnation: int
     cpu_s: float | None
+    wanted_s: float | None
     probing_s: float
     moved: int | None
     still_since: float

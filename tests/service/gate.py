@@ -92,13 +92,14 @@ class Gate:
         world: FakeWorld | None = None,
         journal: MemoryJournal | None = None,
         snapshot: list[SnapshotRecord] | None = None,
-        backend: FakeBackend | None = None,
+        backend: Any = None,
+        probe: Any = None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.journal = journal or MemoryJournal()
         self.backend = backend or FakeBackend(clock=clock, world=world)
-        self.probe = FakeProbe(self.backend)
+        self.probe = probe or FakeProbe(self.backend)
         self.tasks: set[asyncio.Task[Any]] = set()
         keyring = Keyring([MASTER_KEY])
         self.registry = Registry(
@@ -115,7 +116,7 @@ class Gate:
         self.ground = Ground(
             registry=self.registry,
             backend=self.backend,
-            probe=self.probe,  # type: ignore[arg-type]
+            probe=self.probe,
             keyring=keyring,
             clock=clock,
             config=config,

@@ -270,3 +270,26 @@ async def test_a_pause_that_fails_after_all_is_undone(gate: Any) -> None:
         await gate.lifecycle.sleep(live, actor="acme")
     assert live.running
     assert gate.backend.engine(live.engine.engine_id).presence == "running"
+
+
+async def test_a_job_that_gets_no_processor_is_a_job(gate: Any, clock: Any) -> None:
+    """On an overbooked machine it runs for a hundredth of the time, and waits for the rest."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=20))
+    fake = gate.backend.engine(live.engine.engine_id)
+    for tenth in range(250):
+        fake.usage = Usage(cpu_s=tenth * 0.001, wanted_s=tenth * 0.1)
+        await clock.advance(0.1)
+    assert live.running
+    assert live.vetoes[-1].kind == "cpu"
+
+
+async def test_short_turns_that_wait_in_the_queue_are_no_job(gate: Any, clock: Any) -> None:
+    """Ten wake-ups a second, each of which waits for twenty milliseconds."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=20))
+    fake = gate.backend.engine(live.engine.engine_id)
+    for tenth in range(215):
+        fake.usage = Usage(cpu_s=tenth * 0.0001, wanted_s=tenth * 0.02)
+        await clock.advance(0.1)
+    assert live.engine.status == "sleeping"

@@ -24,7 +24,7 @@ from enginegate.backends.base import (
     Presence,
     Usage,
 )
-from enginegate.backends.docker import events, finding, peers
+from enginegate.backends.docker import consumption, events, finding, peers
 from enginegate.backends.docker.asking import Ask, RefusedError
 from enginegate.backends.docker.budget import Priority
 from enginegate.backends.docker.catalogue import Catalogue
@@ -237,6 +237,12 @@ class DockerBackend:
         found = await self._find(ask)
         if found is None or not found.alive:
             return Usage()
+        try:
+            return await asyncio.to_thread(
+                consumption.read, pid=found.pid, container_id=found.container_id
+            )
+        except (OSError, KeyError, StopIteration) as exc:
+            log.debug("%s from here: %s", ask, exc)
         return await self._daemon.usage(ask, found.container_id) or Usage()
 
     async def connections(self, engine_id: str, *, port: int) -> Sequence[Connection]:
