@@ -1,9 +1,12 @@
 """What a container has consumed, from the files of either kind of control groups."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
+from enginegate.backends import proc
 from enginegate.backends.base import Usage
 from enginegate.backends.docker.consumption import read
 
@@ -67,3 +70,30 @@ def test_what_cannot_be_seen_is_said(tmp_path: Path) -> None:
         read(pid=10, container_id=BOX, **host(tmp_path, f"0::/{BOX}\n", {}))
     with pytest.raises(OSError, match="No such file"):
         read(pid=7, container_id=BOX, proc=tmp_path / "proc", cgroups=tmp_path / "none")
+
+
+def test_a_process_and_what_it_wanted_of_the_processor() -> None:
+    """Work shows in both figures; the second also has the time spent waiting for a turn."""
+    before_s, wanted_before_s = proc.consumed(os.getpid())
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    used_s, wanted_s = proc.consumed(os.getpid())
+    assert used_s - before_s >= 0.08
+    assert wanted_s - wanted_before_s >= 0.08
+
+
+def test_a_process_that_is_gone_has_consumed_nothing() -> None:
+    """It ended while we looked: no error."""
+    assert proc.consumed(2**22 + 1) == (0, 0)
+
+
+def test_the_memory_that_a_host_could_give_is_read_in_mebibytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`MemAvailable`; None where the kernel does not tell."""
+    assert 0 < (proc.available_memory_mb() or 0) < 2**30
+    monkeypatch.setattr(proc, "PROC", tmp_path)
+    assert proc.available_memory_mb() is None
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:    2048000 kB\n")
+    assert proc.available_memory_mb() == 2000

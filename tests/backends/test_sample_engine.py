@@ -169,6 +169,24 @@ class TestAnswers:
             assert here.health()["active_requests"] == 1
             assert len([line for line in lines if line.startswith("data")]) >= 1
 
+    def test_a_websocket_is_answered_and_stays_open(self, here: Here) -> None:
+        """The handshake is the example of RFC 6455; what comes afterwards is read and let go."""
+        key = "dGhlIHNhbXBsZSBub25jZQ=="
+        head = f"GET /socket HTTP/1.1\r\nx-engine-key: {KEY}\r\nupgrade: websocket\r\n"
+        sent = f"{head}sec-websocket-key: {key}\r\n\r\n".encode() + b"\x81\x00"
+        answer = here.raw(sent)
+        assert answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+        assert b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+        assert here.ask("GET", "/socket").status_code == 400
+
+    def test_what_is_to_be_kept_quiet_is_not_in_its_health(self, here: Here) -> None:
+        """Tests want an engine that says nothing of what it does."""
+        assert here.ask("POST", "/work?seconds=0.2&quiet=1").status_code == 202
+        with here.client.stream("GET", "/stream?seconds=0.2&interval=0.05&quiet=1") as answer:
+            assert next(answer.iter_lines()) == "id: 1"
+            health = here.health()
+            assert (health["busy"], health["active_requests"]) == (False, 0)
+
     def test_control_makes_it_unwell_busy_or_slow(self, here: Here, capfd) -> None:
         """Tests and demos set what health says, and can make it talk."""
         body = {"healthy": False, "busy": True, "health_delay_s": 0.01, "log": "a true story"}

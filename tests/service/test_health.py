@@ -228,3 +228,37 @@ async def test_a_backend_that_is_away_costs_no_attempts(make_gate: Any, clock: A
     gate.backend.down = False
     await clock.advance(60)
     assert live.running
+
+
+async def test_the_probes_of_a_sweep_are_spread(make_gate: Any, clock: Any) -> None:
+    """Over a quarter of the interval, and each engine once in an interval."""
+    gate = await make_gate(QUICK)
+    owner = await gate.product()
+    for number in range(50):
+        await gate.engine(owner, f"user-{number}")
+    gate.spawn(gate.health.sweep_forever())
+    gate.probe.checks.clear()
+    counts = []
+    for _ in range(80):
+        await clock.advance(0.25)
+        counts.append(len(gate.probe.checks))
+        gate.probe.checks.clear()
+    assert sum(counts[:40]) == sum(counts[40:]) == 50
+    assert max(counts) <= 7
+    assert counts[:29] == [0] * 29
+
+
+async def test_one_that_stops_before_its_turn_in_a_sweep_is_not_probed(
+    make_gate: Any, clock: Any
+) -> None:
+    """What a probe would find of it is known already."""
+    gate = await make_gate(QUICK)
+    owner = await gate.product()
+    for user in ("ann", "bob"):
+        await gate.engine(owner, user)
+    gate.spawn(gate.health.sweep_forever())
+    gate.probe.checks.clear()
+    await clock.advance(7.6)
+    await gate.lifecycle.stop(owner.engines["bob"], actor="acme")
+    await clock.advance(2.4)
+    assert len(gate.probe.checks) == 1
