@@ -7,7 +7,7 @@ from enginegate.api.prepared import prepare
 from enginegate.clock import SystemClock
 from enginegate.keys import Keyring, digest_hex, new_engine_key, new_master_key, new_platform_key
 from enginegate.model import Engine, Policy, Product, SnapshotRecord, Status
-from enginegate.ports import PortMap
+from enginegate.ports import PORT_MAX, PortMap
 from enginegate.registry import Registry
 
 FIRST_PORT = 1
@@ -47,7 +47,7 @@ class Fleet:
         self.keys = [new_platform_key() for _ in range(products)]
         self.engines = engines
         self.registry = Registry(
-            ports=PortMap(FIRST_PORT, FIRST_PORT + engines),
+            ports=PortMap(FIRST_PORT, PORT_MAX),  # what lies beyond is leased all the same
             keyring=self.keyring,
             clock=SystemClock(),
             url_of=lambda engine: f"http://127.0.0.1:{engine.port}",

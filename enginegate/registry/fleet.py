@@ -6,6 +6,7 @@ fact has become durable.
 """
 
 import asyncio
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -144,7 +145,7 @@ class LiveEngine:
         self.gone = False
         self.operation: Operation | None = None
         self.signals: dict[str, Signal] = {}
-        self.vetoes: list[Signal] = []
+        self.vetoes: Sequence[Signal] = ()  # no list each for a hundred thousand
         self.reading: Reading | None = None
         self.blind = False
         self.probes = 0
