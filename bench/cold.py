@@ -1,4 +1,4 @@
-"""A first admit and a wake, beside the same done by hand: process engines."""
+"""A first admit, from a pool and without one, and a wake, beside the same done by hand."""
 
 import os
 import signal
@@ -21,7 +21,9 @@ from enginegate.backends.process import SAMPLE_COMMAND
 from enginegate.keys import digest_hex, new_engine_key
 
 NAME = "cold"
-TITLE = "a cold admit and a wake of process engines, beside a bare process and a bare SIGCONT"
+TITLE = "a first admit, cold and from a pool, and a wake of process engines, beside bare ones"
+COLD, POOLED, BARE = "cold admit", "admit from the pool", "bare process to first answer"
+POOL = "[pool]\nsize = 5\n"
 POLL_S = 0.002
 PATIENCE_S = 30.0
 
@@ -29,12 +31,18 @@ PATIENCE_S = 30.0
 def run(context: Context) -> Result:
     result = Result(bench=NAME)
     users = iter(range(1_000_000))
-    with servers.enginegate(context.directory) as gate, httpx.Client(timeout=PATIENCE_S) as http:
-        key = gate.register("cold")
+    with (
+        servers.enginegate(context.directory) as gate,
+        servers.enginegate(context.directory, config=POOL) as pooled,
+        httpx.Client(timeout=PATIENCE_S) as http,
+    ):
+        key, pool_key = gate.register("cold"), pooled.register("pooled")
+        _until_ready(pooled)
         boots = interleaved(
             {
-                "cold admit": lambda: _cold_admit(gate, http, key, f"user-{next(users)}"),
-                "bare process to first answer": partial(_bare_boot, context.directory, http),
+                COLD: lambda: _cold_admit(gate, http, key, f"user-{next(users)}"),
+                POOLED: lambda: _pool_admit(pooled, http, pool_key, f"user-{next(users)}"),
+                BARE: partial(_bare_boot, context.directory, http),
             },
             rounds=context.pick(30, 3),
             progress=context.progress,
@@ -53,7 +61,8 @@ def run(context: Context) -> Result:
     for found in (boots, wakes):
         result.figures += [figure(name, took, "ms") for name, took in found.items()]
     result.goals += [
-        ratio("cold admit / bare process", *boots.values(), bound=1.5, guard=4.0),
+        ratio("cold admit / bare process", boots[COLD], boots[BARE], bound=1.5, guard=4.0),
+        ratio("cold / from the pool", boots[COLD], boots[POOLED], bound=20, guard=4, at_least=True),
         ratio("wake / bare SIGCONT", *wakes.values(), bound=3.0, guard=10.0),
     ]
     return result
@@ -74,6 +83,22 @@ def _admit(gate: Gate, http: httpx.Client, key: str, user: str, **options: bool)
 
 def _cold_admit(gate: Gate, http: httpx.Client, key: str, user: str) -> float:
     return _timed(lambda: _admit(gate, http, key, user, auto_provision=True))
+
+
+def _pool_admit(gate: Gate, http: httpx.Client, key: str, user: str) -> float:
+    """Take an engine from a pool that has some and is at rest."""
+    _until_ready(gate)
+    return _cold_admit(gate, http, key, user)
+
+
+def _until_ready(gate: Gate) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        pool = gate.ask("GET", "/status")["pool"]
+        if pool["ready"] == pool["size"] and not pool["booting"]:
+            return
+        time.sleep(POLL_S)
+    sys.exit("the pool does not fill")
 
 
 def _wake_by_admit(gate: Gate, http: httpx.Client, key: str) -> float:
