@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from enginegate import __version__
-from enginegate.cli import demo, engines, idle, journal, products, serving, setup, watching
+from enginegate.cli import demo, engines, idle, journal, products, rekey, serving, setup, watching
 from enginegate.cli.failures import Failure, report
 from enginegate.errors import ConfigError, JournalError
 
@@ -29,6 +29,7 @@ app.add_typer(engines.app, name="engines")
 app.command("status")(watching.status)
 app.command("audit")(watching.audit)
 app.add_typer(journal.app, name="journal")
+app.command("rekey")(rekey.rekey)
 app.add_typer(idle.app, name="idle")
 
 

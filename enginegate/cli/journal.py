@@ -1,18 +1,23 @@
 """`journal`: look at a data directory, print it, rewrite it, drop a broken end of it."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enginegate.cli.options import ConfigFile, DataDir, config_path
+from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 
 if TYPE_CHECKING:
-    from enginegate.config import Config
+    from collections.abc import Callable
+
+    from enginegate.keys import Keyring
+    from enginegate.model import SnapshotRecord
 
 app = typer.Typer(
-    help="Look after the journal; all but verify want the server stopped.", no_args_is_help=True
+    help="Look after the journal; all but verify and backup want the server stopped.",
+    no_args_is_help=True,
 )
 
 
@@ -24,7 +29,7 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     """
     from enginegate.journal import verify as read
 
-    directory = _config(file, data_dir).data_path
+    directory = read_config(file, data_dir).data_path
     found = read(directory)
     print(
         f"{directory}: {found.verdict};"
@@ -45,7 +50,7 @@ def dump(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     from enginegate.cli.output import print_json_line
     from enginegate.journal import dump as facts
 
-    for fact in facts(_present(_config(file, data_dir))):
+    for fact in facts(present(read_config(file, data_dir))):
         print_json_line(fact)
 
 
@@ -53,18 +58,38 @@ def dump(file: ConfigFile = None, data_dir: DataDir = None) -> None:
 def compact(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     """Write a fresh snapshot and clear the archive as [audit] says; wants the master key."""
     from enginegate.journal import compact as rewrite
-    from enginegate.server import fold
 
-    config = _config(file, data_dir)
-    directory = _present(config)
+    config = read_config(file, data_dir)
+    directory = present(config)
+    keyring, fold = _ring()
     warnings = rewrite(
         directory,
-        _key_id(),
+        keyring.key_id,
         fold,
+        older_key_ids=keyring.key_ids[1:],
         days=config.audit.retention_days,
         max_mb=config.audit.max_mb,
     )
     _done(directory, "compacted", warnings)
+
+
+@app.command("backup")
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new or empty directory for the copy.")],
+    file: ConfigFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Copy the journal, also while the server runs, and verify the copy.
+
+    The master key is not in it, nor are the engines' data: keep both elsewhere.
+    """
+    from enginegate.journal import backup as copy
+
+    found = copy(present(read_config(file, data_dir)), target.absolute())
+    print(
+        f"{target}: {found.verdict}; {found.facts} facts,"
+        f" {found.segments} segments, {found.snapshots} snapshots"
+    )
 
 
 @app.command("repair")
@@ -81,33 +106,27 @@ def repair(
 ) -> None:
     """Move a broken end into the quarantine; wants the master key."""
     from enginegate.journal import repair as mend
-    from enginegate.server import fold
 
-    directory = _present(_config(file, data_dir))
-    warnings = mend(directory, _key_id(), fold, drop_suspect_tail=drop_suspect_tail)
+    directory = present(read_config(file, data_dir))
+    keyring, fold = _ring()
+    warnings = mend(
+        directory,
+        keyring.key_id,
+        fold,
+        older_key_ids=keyring.key_ids[1:],
+        drop_suspect_tail=drop_suspect_tail,
+    )
     _done(directory, "opens and is in order", warnings)
 
 
-def _config(file: Path | None, data_dir: str | None) -> "Config":
-    from enginegate.config import load
-
-    return load(config_path(file), os.environ, {"data_dir": data_dir})
-
-
-def _present(config: "Config") -> Path:
-    """Return the data directory; a tool makes none."""
-    from enginegate.cli.failures import Failure
-
-    if not config.data_path.is_dir():
-        raise Failure(f"{config.data_path} is no directory", Failure.CONFIG)
-    return config.data_path
-
-
-def _key_id() -> str:
-    from enginegate.config import secrets
+def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":
+    """Return the master keys, and what folds a journal into records sealed with the first."""
+    from enginegate.config import master_keys
     from enginegate.keys import Keyring
+    from enginegate.server import fold
 
-    return Keyring(secrets(os.environ).master_keys).key_id
+    keyring = Keyring(master_keys(os.environ))
+    return keyring, partial(fold, sealer=keyring.resealer)
 
 
 def _done(directory: Path, what: str, warnings: list[str]) -> None:

@@ -33,22 +33,22 @@ def init(
         directory.mkdir(parents=True, exist_ok=True)
         secrets = directory.absolute() / _SECRETS
         secrets.mkdir(mode=0o700, exist_ok=True)
-        _make(secrets / ".gitignore", b"*\n", mode=0o600)
+        make(secrets / ".gitignore", b"*\n", mode=0o600)
         files = {
             "ENGINEGATE_ADMIN_KEY_FILE": (secrets / "admin.key", new_admin_key()),
             "ENGINEGATE_MASTER_KEY_FILE": (secrets / "master.key", new_master_key()),
         }
         for file, key in files.values():
-            _say(file, made=_make(file, f"{key}\n".encode(), mode=0o600))
+            _say(file, made=make(file, f"{key}\n".encode(), mode=0o600))
         config = directory.absolute() / "config.toml"
-        _say(config, made=_make(config, _template(), mode=0o644))
+        _say(config, made=make(config, _template(), mode=0o644))
     except OSError as error:
         raise Failure(f"cannot write {error.filename}: {error.strerror}") from error
     for name, (file, _) in files.items():
         print(f"export {name}={shlex.quote(str(file))}")
 
 
-def _make(file: Path, content: bytes, *, mode: int) -> bool:
+def make(file: Path, content: bytes, *, mode: int) -> bool:
     """Write a new file, durably; return False where there is one."""
     try:
         fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -5,7 +5,7 @@ What is unknown or impossible is refused, and all faults are listed at once.
 Secrets come from the environment alone (or from files it names), never from the file.
 """
 
-from enginegate.config.credentials import Secrets, secrets
+from enginegate.config.credentials import Secrets, master_keys, secrets
 from enginegate.config.reading import load
 from enginegate.config.settings import (
     Audit,
@@ -35,5 +35,6 @@ __all__ = [
     "Secrets",
     "Server",
     "load",
+    "master_keys",
     "secrets",
 ]

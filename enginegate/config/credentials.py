@@ -12,6 +12,8 @@ from enginegate.keys import valid_master_key
 
 _HEADER_KEY: Final = re.compile(r"[!-~]{16,}")  # shorter ones are guessed, others do not travel
 
+_BETWEEN_KEYS: Final = re.compile(r"\s*,\s*|\s+")
+
 
 class Secrets(Struct, frozen=True, kw_only=True):
     """The keys of this enginegate, masked wherever they are printed.
@@ -38,23 +40,42 @@ def secrets(environ: Mapping[str, str]) -> Secrets:
     """
     faults: list[str] = []
     admin = _secret(environ, "ENGINEGATE_ADMIN_KEY", faults, required=True)
-    master = _secret(environ, "ENGINEGATE_MASTER_KEY", faults, required=True)
+    ring = _ring(environ, faults)
     metrics = _secret(environ, "ENGINEGATE_METRICS_KEY", faults, required=False)
     for name, key in (("ENGINEGATE_ADMIN_KEY", admin), ("ENGINEGATE_METRICS_KEY", metrics)):
         if key and not _HEADER_KEY.fullmatch(key):
             faults.append(f"{name}: must be at least 16 visible ASCII characters, without blanks")
     if metrics and metrics == admin:
         faults.append("ENGINEGATE_METRICS_KEY: must differ from the admin key, which opens more")
-    ring = tuple(key.strip() for key in master.split(",")) if master else ()
+    if faults:
+        raise ConfigError(faults)
+    return Secrets(admin_key=admin, master_keys=ring, metrics_key=metrics or None)
+
+
+def master_keys(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the master keys alone, for tools that need no other.
+
+    Raises:
+        ConfigError: there is none, or one is no key.
+    """
+    faults: list[str] = []
+    ring = _ring(environ, faults)
+    if faults:
+        raise ConfigError(faults)
+    return ring
+
+
+def _ring(environ: Mapping[str, str], faults: list[str]) -> tuple[str, ...]:
+    """Return the master keys, separated by commas or blanks, the one that seals first."""
+    given = _secret(environ, "ENGINEGATE_MASTER_KEY", faults, required=True)
+    ring = tuple(_BETWEEN_KEYS.split(given.strip())) if given else ()
     for position, key in enumerate(ring, start=1):
         if not valid_master_key(key):
             faults.append(
                 f"ENGINEGATE_MASTER_KEY: key {position} of {len(ring)} is not a Fernet key"
                 " (44 characters of URL-safe base64); `enginegate init` makes one"
             )
-    if faults:
-        raise ConfigError(faults)
-    return Secrets(admin_key=admin, master_keys=ring, metrics_key=metrics or None)
+    return ring
 
 
 def _secret(environ: Mapping[str, str], name: str, faults: list[str], *, required: bool) -> str:

@@ -4,9 +4,10 @@
 offline tools. The design, with its reasons, is in the README's architecture section.
 """
 
+from enginegate.journal.backup import backup
 from enginegate.journal.committer import Committer
 from enginegate.journal.failures import JournalFailed, JournalFull
-from enginegate.journal.inspect import VerifyReport, compact, dump, repair, verify
+from enginegate.journal.inspect import VerifyReport, compact, dump, rekey, repair, verify
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import Position
 from enginegate.journal.storage import OsStorage, Storage
@@ -20,8 +21,10 @@ __all__ = [
     "Position",
     "Storage",
     "VerifyReport",
+    "backup",
     "compact",
     "dump",
+    "rekey",
     "repair",
     "verify",
 ]

@@ -81,14 +81,19 @@ def read_whole(storage: Storage, path: Path) -> bytes:
     try:
         fd = storage.open(path)
         try:
-            size, parts, offset = storage.size(fd), [], 0
-            while offset < size and (part := storage.pread(fd, size - offset, offset)):
-                parts.append(part)
-                offset += len(part)
+            return read_fd(storage, fd)
         finally:
             storage.close(fd)
     except OSError as error:
         raise JournalError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+
+
+def read_fd(storage: Storage, fd: int) -> bytes:
+    """Return the bytes of an open file. Raises OSError."""
+    size, parts, offset = storage.size(fd), [], 0
+    while offset < size and (part := storage.pread(fd, size - offset, offset)):
+        parts.append(part)
+        offset += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -28,7 +28,7 @@ class Inherited(NamedTuple):
 
 
 def keep(storage: Storage, inherited: Inherited | None) -> None:
-    """Sync the segment and read it past the cache; where that differs, write it anew.
+    """Sync the segment and its name, read it past the cache; where that differs, write it anew.
 
     None is a first start: there is nothing to keep. Raises JournalFull or JournalFailed.
     """
@@ -40,14 +40,13 @@ def keep(storage: Storage, inherited: Inherited | None) -> None:
         raise JournalFailed(
             "it changed while it was read", path=str(inherited.path), hint="Start again."
         )
-    if _on_disk(storage, inherited):
-        return
-    log.warning("%s was never wholly on the disk; it is written anew", inherited.path)
-    fd, _ = write_new(storage, inherited.path, [used], allocate_bytes=inherited.size)
-    storage.close(fd)
-    publish(storage, inherited.path)
+    if not _on_disk(storage, inherited):
+        log.warning("%s was never wholly on the disk; it is written anew", inherited.path)
+        fd, _ = write_new(storage, inherited.path, [used], allocate_bytes=inherited.size)
+        storage.close(fd)
+        publish(storage, inherited.path)
     with live_file(inherited.path):
-        storage.sync_directory(inherited.path.parent)
+        storage.sync_directory(inherited.path.parent)  # its name may be as new as that
 
 
 def _on_disk(storage: Storage, inherited: Inherited) -> bool:

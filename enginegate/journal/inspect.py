@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from msgspec import to_builtins
 
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
+from enginegate.journal.archive import GENERATIONS
 from enginegate.journal.files import Entry, listing, lock_directory, lock_holder, read_whole
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import Content, Position, load_snapshot, read_segment, recover
@@ -101,6 +102,7 @@ def compact(
     key_id: str,
     fold: Fold,
     *,
+    older_key_ids: Collection[str] = (),
     days: float | None = None,
     max_mb: float | None = None,
     drop_suspect: bool = False,
@@ -108,10 +110,17 @@ def compact(
 ) -> list[str]:
     """Start and stop without a server: replay, write a new generation; return warnings.
 
-    `fold` makes the records of the state out of a snapshot and the facts after it. `days`
-    and `max_mb`, where given, limit the archive as a running server would.
+    `fold` makes the records of the state out of a snapshot and the facts after it, sealed
+    with the key that `key_id` names. `days` and `max_mb`, where given, limit the archive as a
+    running server would.
     """
-    journal = Journal.open(directory, key_id=key_id, storage=storage, drop_suspect=drop_suspect)
+    journal = Journal.open(
+        directory,
+        key_id=key_id,
+        older_key_ids=older_key_ids,
+        storage=storage,
+        drop_suspect=drop_suspect,
+    )
     try:
         journal.begin(fold(journal.snapshot, journal.tail))
         if days is not None or max_mb is not None:
@@ -129,6 +138,7 @@ def repair(
     key_id: str,
     fold: Fold,
     *,
+    older_key_ids: Collection[str] = (),
     drop_suspect_tail: bool = False,
     storage: Storage = _OS,
 ) -> list[str]:
@@ -136,7 +146,44 @@ def repair(
 
     Damage before the tail is not repaired: JournalError says where it is.
     """
-    return compact(directory, key_id, fold, drop_suspect=drop_suspect_tail, storage=storage)
+    return compact(
+        directory,
+        key_id,
+        fold,
+        older_key_ids=older_key_ids,
+        drop_suspect=drop_suspect_tail,
+        storage=storage,
+    )
+
+
+def rekey(
+    directory: Path,
+    key_id: str,
+    fold: Fold,
+    *,
+    older_key_ids: Collection[str] = (),
+    forsake_generations: bool = False,
+    storage: Storage = _OS,
+) -> None:
+    """Write every generation that is kept anew, under the key that `key_id` names.
+
+    Afterwards nothing that a start may need is sealed with an older key. Killed at any step,
+    it leaves generations that the older keys and the new one together open.
+    """
+    journal = Journal.open(
+        directory,
+        key_id=key_id,
+        older_key_ids=older_key_ids,
+        storage=storage,
+        forsake_generations=forsake_generations,
+    )
+    try:
+        records = fold(journal.snapshot, journal.tail)
+        journal.begin(records)
+        for _ in range(GENERATIONS - 1):
+            journal.write_snapshot(records, state_at=journal.rotate())
+    finally:
+        journal.close()
 
 
 def masked(fact: AnyFact) -> dict[str, Any]:

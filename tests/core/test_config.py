@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from enginegate.config import Config, Secrets, load, secrets
+from enginegate.config import Config, Secrets, load, master_keys, secrets
 from enginegate.errors import ConfigError
 from enginegate.keys import new_admin_key, new_master_key
 
@@ -465,6 +465,18 @@ def test_the_metrics_key_must_not_be_the_admin_key() -> None:
     """It is handed to scrapers and must open nothing else."""
     (fault,) = secret_faults({**BOTH, "ENGINEGATE_METRICS_KEY": ADMIN})
     assert fault.startswith("ENGINEGATE_METRICS_KEY: must differ from the admin key")
+
+
+def test_master_keys_are_read_without_the_other_secrets() -> None:
+    """Tools that need no more: by commas, or a line each as `rekey` writes them."""
+    for ring in (
+        f"{MASTER},{OLD_MASTER}",
+        f"{MASTER}\n{OLD_MASTER}\n",
+        f" {MASTER} , {OLD_MASTER}",
+    ):
+        assert master_keys({"ENGINEGATE_MASTER_KEY": ring}) == (MASTER, OLD_MASTER)
+    with pytest.raises(ConfigError, match="ENGINEGATE_MASTER_KEY: not set"):
+        master_keys({})
 
 
 def test_a_master_key_that_is_none_is_named_by_its_place() -> None:

@@ -125,3 +125,10 @@ def test_resealing_moves_a_key_under_the_first_master_key() -> None:
     assert ring.reseal("e", again) == again
     with pytest.raises(KeyUnsealError):
         ring.reseal("f", sealed)
+
+
+def test_only_a_ring_of_several_keys_seals_anew() -> None:
+    """With one key there is nothing that another has sealed."""
+    ring = Keyring([NEW, OLD])
+    assert ring.resealer is ring
+    assert Keyring([NEW]).resealer is None

@@ -1,5 +1,6 @@
 """The damage table: what is dropped, what is refused, and that nothing is dropped silently."""
 
+import errno
 import random
 import shutil
 import struct
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_rig import (
     SEGMENT_BYTES,
+    FaultyStorage,
     begun,
     booted,
     crash,
@@ -437,6 +439,9 @@ def test_a_key_that_an_older_generation_needs_is_not_dropped(tmp_path):
     assert caught.value.exit_code == 78
     assert "enginegate rekey" in str(caught.value)
     assert tail_of(tmp_path / "data", key_id="key-2", forsake_generations=True) == []
+    storage = FaultyStorage()
+    storage.faults["open"], storage.only = errno.EIO, "-00000001-"  # nor if it cannot be read
+    assert tail_of(tmp_path / "data", key_id="key-2", storage=storage) == []
     snapshots(tmp_path / "data")[0].write_bytes(b"EGJ1 rotten")  # damaged, it needs no key
     segments(tmp_path / "data")[0].unlink()
     assert tail_of(tmp_path / "data", key_id="key-2") == []

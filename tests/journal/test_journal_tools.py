@@ -21,7 +21,7 @@ from journal_rig import (
 
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
-from enginegate.journal import compact, dump, repair, verify
+from enginegate.journal import compact, dump, rekey, repair, verify
 from enginegate.model import SnapshotRecord
 
 
@@ -187,3 +187,16 @@ def test_an_unreadable_file_is_no_size(data):
     with begun(data, [product()], storage=storage) as journal:
         storage.faults["open"] = 13
         assert journal.retain(days=0, max_mb=1) == 0
+
+
+def test_rekey_writes_every_kept_generation_anew(data):
+    """Three generations under the new key, none that wants the old one, and nothing lost."""
+    rekey(data, "key-2", fold, older_key_ids=[KEY])
+    assert len(snapshots(data)) == 3
+    with opened(data, key_id="key-2") as journal:
+        assert len(journal.snapshot) == 1 + 3
+        assert [number for number, _ in journal.history()] == [5, 4, 3, 2, 1]
+    with pytest.raises(JournalError, match="wrong master key"):
+        rekey(data, KEY, fold)
+    rekey(data, "key-2", fold, forsake_generations=True)
+    assert verify(data, "key-2").verdict == "clean"

@@ -1,0 +1,194 @@
+"""Copies of a journal, of a living one too: whole, for us alone, and told when they are not."""
+
+import errno
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from journal_rig import (
+    SEGMENT_BYTES,
+    FaultyStorage,
+    begun,
+    booted,
+    crash,
+    note,
+    opened,
+    product,
+    segments,
+    snapshots,
+    tail_of,
+)
+
+from enginegate.errors import JournalError
+from enginegate.journal import JournalFull, OsStorage, backup, verify
+
+
+def made(directory: Path) -> Path:
+    with begun(directory, [product()]) as journal:
+        journal.append([booted()])
+        journal.write_snapshot([product()], state_at=journal.rotate())
+        journal.append([booted(1)])
+    return directory
+
+
+def test_a_copy_is_whole_and_starts(tmp_path):
+    """Snapshots and segments, 0700 and 0600, nothing else; a start on the copy has everything."""
+    data = made(tmp_path / "data")
+    (data / "engines").mkdir()
+    (data / "master.key").write_text("secret")
+    report = backup(data, tmp_path / "copies" / "monday")
+    assert (report.verdict, report.facts, report.segments, report.snapshots) == ("clean", 2, 2, 2)
+    copies = list((tmp_path / "copies" / "monday").iterdir())
+    assert {path.name for path in copies} == {
+        path.name for path in [*segments(data), *snapshots(data)]
+    }
+    assert (tmp_path / "copies" / "monday").stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in copies} == {0o600}
+    assert tail_of(tmp_path / "copies" / "monday") == tail_of(data)
+
+
+def test_a_copy_goes_into_a_new_or_empty_directory(tmp_path):
+    """Nothing is overwritten, and what is no directory is told."""
+    data = made(tmp_path / "data")
+    (tmp_path / "empty").mkdir(mode=0o755)
+    assert backup(data, tmp_path / "empty").verdict == "clean"
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(JournalError, match="new or empty") as caught:
+        backup(data, tmp_path / "empty")
+    assert caught.value.exit_code == 78
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError, match="cannot be made there"):
+        backup(data, tmp_path / "file")
+    with pytest.raises(JournalError, match="there is no journal"):
+        backup(tmp_path, tmp_path / "other")
+
+
+def test_a_journal_that_is_written_meanwhile_is_copied_as_of_some_moment(tmp_path):
+    """Rotations, snapshots and retention go on; all that was answered before is in the copy."""
+    data, stop, answered = tmp_path / "data", threading.Event(), [0]
+    with begun(data, [product()]) as journal:
+
+        def write() -> None:
+            while not stop.is_set():
+                answered[0] = journal.append([note(answered[0], size=300)])
+                if answered[0] % 60 == 0:
+                    journal.write_snapshot([product()], state_at=journal.rotate())
+                    journal.retain(days=1000, max_mb=0.1)
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        try:
+            for number in range(20):
+                known = answered[0]
+                copy = tmp_path / f"copy-{number}"
+                assert backup(data, copy).verdict == "clean"
+                with opened(copy) as copied:
+                    newest = next(iter(copied.history()), (0, None))[0]
+                assert newest >= known
+        finally:
+            stop.set()
+            writing.join()
+
+
+def test_a_frame_on_its_way_is_left_out(tmp_path):
+    """A torn end is no part of the copy, which is clean; what is damaged is not copied."""
+    data = made(tmp_path / "data")
+    last = segments(data)[-1]
+    used = len(last.read_bytes().rstrip(b"\0"))
+    content = last.read_bytes()
+    last.write_bytes(content[: used - 20].ljust(len(content), b"\0"))
+    assert verify(data).verdict == "torn"
+    report = backup(data, tmp_path / "copy")
+    assert report.verdict == "clean"
+    last.write_bytes(content[:40] + b"?" + content[41:])
+    with pytest.raises(JournalError, match=r"no copy: .*damaged"):
+        backup(data, tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_what_a_newer_version_wrote_is_not_guessed_at(tmp_path, monkeypatch):
+    """The end of a last segment is judged only where its header can be read."""
+    data = made(tmp_path / "data")
+    monkeypatch.setattr("enginegate.journal.payloads.FORMAT", 0)
+    with pytest.raises(JournalError, match="newer version"):
+        backup(data, tmp_path / "copy")
+
+
+class Vanishing(OsStorage):
+    """Files go away, as beside a running server, right after they were listed."""
+
+    def __init__(self, doomed: list[Path]) -> None:
+        self.doomed = doomed
+
+    def open(self, path: Path) -> int:
+        if path in self.doomed:
+            self.doomed.remove(path)
+            path.unlink()
+        return super().open(path)
+
+
+def test_files_that_go_away_meanwhile_are_not_missed(tmp_path):
+    """The oldest generation may be removed between listing and opening: a new listing is taken."""
+    data = made(tmp_path / "data")
+    storage = Vanishing([snapshots(data)[0]])
+    report = backup(data, tmp_path / "copy", storage=storage)
+    assert (report.verdict, report.snapshots) == ("clean", 1)
+
+
+def test_a_trimmed_last_segment_is_copied_in_its_full_size(tmp_path):
+    """It was the last when it was listed; cut at its end it would look cut from outside."""
+    data = made(tmp_path / "data")
+    last = segments(data)[-1]
+    last.write_bytes(last.read_bytes().rstrip(b"\0").ljust(2048, b"\0"))
+    assert backup(data, tmp_path / "copy").verdict == "clean"
+    assert segments(tmp_path / "copy")[-1].stat().st_size == SEGMENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("operation", "number", "words"),
+    [("open", errno.EACCES, "cannot be read"), ("create", errno.ENOSPC, "no room on disk")],
+)
+def test_a_copy_that_cannot_be_made_says_why(tmp_path, operation, number, words):
+    """A file that does not open, or a disk without room."""
+    data = made(tmp_path / "data")
+    storage = FaultyStorage()
+    storage.faults[operation] = number
+    with pytest.raises((JournalError, JournalFull), match=words):
+        backup(data, tmp_path / "copy", storage=storage)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    """An error while reading is one of the disk, not of the copy."""
+
+    class Unreadable(OsStorage):
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            raise OSError(errno.EIO, "an error of the disk")
+
+    with pytest.raises(JournalError, match="an error of the disk"):
+        backup(made(tmp_path / "data"), tmp_path / "copy", storage=Unreadable())
+
+
+def test_a_listing_that_missed_a_file_is_taken_again(tmp_path):
+    """Beside a running server a first copy may lack a file that was just being made."""
+    data = tmp_path / "data"
+
+    class Blinking(OsStorage):
+        listings = 0
+
+        def names(self, directory: Path) -> list[str]:
+            found = super().names(directory)
+            if directory == data:
+                self.listings += 1
+                if self.listings == 1:
+                    return [name for name in found if not name.startswith("wal-")]
+            return found
+
+    with begun(data, [product()]) as journal:
+        journal.append([booted()])
+        report = backup(data, tmp_path / "copy", storage=Blinking())
+        assert (report.verdict, report.facts) == ("clean", 1)
+        crash(journal)
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(JournalError, match="no copy"):  # nobody is there to have made it just now
+        backup(data, tmp_path / "copy", storage=Blinking())

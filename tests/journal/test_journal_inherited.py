@@ -1,0 +1,71 @@
+"""What an earlier process left may have been known to the page cache alone."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from journal_rig import begun, booted, crash, note, opened, product, segments
+
+from enginegate.journal import JournalFailed, OsStorage, verify
+
+
+class Forgetful(OsStorage):
+    """Past the cache, the end of a segment that was only read back is not there.
+
+    `syncs` False lets its sync fail instead, as the first one after an error may.
+    """
+
+    def __init__(self, path: Path, kept: int, *, syncs: bool = True) -> None:
+        self.path = path
+        self.kept = kept
+        self.syncs = syncs
+        self.inherited: set[int] = set()
+
+    def open(self, path: Path) -> int:
+        fd = super().open(path)
+        if path == self.path:
+            self.inherited.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        self.inherited.discard(fd)
+        super().close(fd)
+
+    def fsync(self, fd: int) -> None:
+        if fd in self.inherited and not self.syncs:
+            raise OSError(errno.EIO, "an error of the disk")
+        super().fsync(fd)
+
+    def drop_cache(self, fd: int) -> None:
+        if fd in self.inherited:
+            size = self.path.stat().st_size
+            os.truncate(self.path, self.kept)
+            os.truncate(self.path, size)
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_a_tail_that_was_never_on_the_disk_is_written_anew(tmp_path, syncs):
+    """What was read back is what stays, though the disk never had it; it is no damage later."""
+    with begun(tmp_path / "data", [product()]) as journal:
+        journal.append([booted()])
+        kept = journal.bytes_written
+        journal.append([booted(1)])
+        crash(journal)
+    storage = Forgetful(segments(tmp_path / "data")[0], kept, syncs=syncs)
+    with begun(tmp_path / "data", [product()], storage=storage) as journal:
+        assert [number for number, _ in journal.history()] == [2, 1]
+    assert verify(tmp_path / "data").verdict == "clean"
+
+
+def test_a_segment_that_changes_between_reading_and_keeping_is_refused(tmp_path):
+    """What was replayed and what is kept are the same bytes, or nothing begins."""
+    with begun(tmp_path / "data", [product()]) as journal:
+        journal.append([note(size=100)])
+        crash(journal)
+    path = segments(tmp_path / "data")[0]
+    with opened(tmp_path / "data") as journal:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"xxx", b"xyx", 1))
+        with pytest.raises(JournalFailed, match="changed while it was read"):
+            journal.begin([product()])
