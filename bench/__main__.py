@@ -18,7 +18,16 @@ from bench import plot, table
 from bench.context import Context
 from bench.results import Report, Result, commit, machine
 
-MODULES = ("in_process", "limiter", "admit_http", "stand_ins", "open_load", "background", "cold")
+MODULES = (
+    "in_process",
+    "limiter",
+    "admit_http",
+    "stand_ins",
+    "open_load",
+    "background",
+    "cold",
+    "journal",
+)
 
 
 def main() -> int:

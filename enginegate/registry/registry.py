@@ -33,6 +33,7 @@ from enginegate.transitions import IllegalTransitionError, evolve
 log = logging.getLogger(__name__)
 
 EX_CONFIG = 78
+HOLDING = frozenset({f.Provisioned, f.Claimed, f.PortMoved, f.SpareBegun, f.ProductRegistered})
 
 
 class Writer(Protocol):
@@ -228,6 +229,10 @@ class Registry:
     def _reserve(self, fact: f.AnyFact, after: Engine | None) -> None:
         if isinstance(fact, f.EngineFact):
             self._ahead[fact.engine_id] = after
+        self._hold(fact)
+
+    def _hold(self, fact: f.AnyFact) -> None:
+        """Take what the fact needs: a user, a port, a slug."""
         match fact:
             case f.Provisioned():
                 self.ports.lease(fact.port)
@@ -310,8 +315,8 @@ class Registry:
                 raise JournalError(
                     f"fact {number}: {error}", path="journal", hint="Run `enginegate journal dump`."
                 ) from error
-            self._reserve(fact, after)
-            self._ahead.clear()
+            if type(fact) in HOLDING:
+                self._hold(fact)
             self.index.install(fact, after)
             self._count(fact)
             if position >= untold:

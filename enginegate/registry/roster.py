@@ -28,7 +28,10 @@ class Roster:
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
 
     def add(self, live: "LiveEngine") -> None:
-        insort(self.engines, live, key=_place)
+        if self.engines and _place(live) < _place(self.engines[-1]):
+            insort(self.engines, live, key=_place)
+        else:  # as good as always: it is the newest, or a snapshot is read in order
+            self.engines.append(live)
         self.counts[live.engine.status] += 1
 
     def moved(self, before: Status, after: Status) -> None:
