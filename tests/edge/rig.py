@@ -128,13 +128,16 @@ class Served:
         """Answer with method, path and length of the body.
 
         Paths that begin with /wait wait to be told to go on, /unread is answered before
-        the body is looked at, /large is more than any socket takes at once, /stream
-        never ends by itself.
+        the body is looked at, /short takes no long body, /large is more than any socket
+        takes at once, /stream never ends by itself.
         """
         path: str = scope["path"]
         self.calls.append(path)
         if path == "/stream":
             await self.stream(receive, send)
+            return
+        if path == "/short":
+            await self.refuse(receive, send)
             return
         size = 0
         if path != "/unread":
@@ -160,6 +163,15 @@ class Served:
             }
         )
         await send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, receive: Receive, send: Send) -> None:
+        """Answer a body as too long once it is, and have the connection closed."""
+        size = 0
+        while size <= BODY_BYTES:
+            size += len((await receive())["body"])
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
 
     async def stream(self, receive: Receive, send: Send) -> None:
         await receive()
