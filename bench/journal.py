@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -57,10 +58,13 @@ def _start(context: Context, result: Result, engines: int, bound_s: float) -> No
     found = []
     for number in range(context.pick(3, 1)):
         context.progress(f"start {number + 1} with {engines:,} engines")
-        command = [sys.executable, "-m", "bench.journal", str(directory)]
+        copy = directory.with_name(f"{directory.name}-{number}")  # a start leaves no tail behind
+        shutil.copytree(directory, copy)
+        command = [sys.executable, "-m", "bench.journal", str(copy)]
         root = Path(__file__).parents[1]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
+        shutil.rmtree(copy)
     size = f"{engines:,} engines" + (f", {history:,} facts of history" if history else "")
     for part in ("read", "fleet", "new files"):
         values = [one[part] for one in found]
