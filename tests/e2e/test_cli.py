@@ -28,6 +28,7 @@ COMMANDS = {"demo", "init", "serve", "config", "products", "engines", "status", 
     "journal",
     "openapi",
     "idle",
+    "rekey",
 }
 
 
@@ -455,6 +456,25 @@ def test_the_journal_is_looked_after_by_commands(own_server: Server) -> None:
     assert {fact["key_hash"] for fact in facts if "key_hash" in fact} == {"***"}
     assert "compacted" in cli.run("journal", "compact").stdout
     assert "in order" in cli.run("journal", "repair").stdout
+    own_server.start()
+    assert [one["slug"] for one in cli.json("products", "list")["products"]] == ["kept"]
+
+
+def test_a_running_server_is_backed_up_and_the_copy_starts(own_server: Server) -> None:
+    """The copy verifies by itself, holds no key, and serves what was answered before it began."""
+    cli = own_server.cli
+    key = cli.json("products", "register", "kept")["platform_api_key"]
+    assert "clean" in cli.run("journal", "backup", "copy").stdout
+    assert "new or empty" in cli.run("journal", "backup", "copy", exits=78).stderr
+    assert "in use by another" in cli.run("rekey", "--purge-old-generations", exits=75).stderr
+    copy = own_server.directory / "copy"
+    assert "clean" in cli.run("journal", "verify", "--data-dir", str(copy)).stdout
+    content = b"".join(path.read_bytes() for path in copy.iterdir())
+    assert key.encode() not in content
+    assert cli.env["ENGINEGATE_MASTER_KEY"].encode() not in content
+    own_server.stop()
+    (own_server.directory / "data").rename(own_server.directory / "lost")
+    copy.rename(own_server.directory / "data")
     own_server.start()
     assert [one["slug"] for one in cli.json("products", "list")["products"]] == ["kept"]
 
