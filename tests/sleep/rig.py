@@ -46,7 +46,7 @@ class Rig:
             config=self.config, clock=SystemClock(), backend=self.backend, probe=self.probe
         )
         self.pauses: Counter[str] = Counter()
-        self.http = httpx.AsyncClient(trust_env=False, timeout=5)
+        self.http = httpx.AsyncClient(trust_env=False, timeout=10)
         freeze = self.backend.pause
 
         async def pause(engine_id: str) -> None:
