@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-from tests.faults.campaign import Run, load
+from tests.faults.campaign import Run, UnableError, load
 
 MINUTES = 240.0  # for all campaigns together, when `--long` is given without `--minutes`
 CI_MINUTES = 20.0
@@ -36,6 +36,9 @@ def main() -> int:
         print(f"{one.name}: {one.about}", flush=True)
         try:
             figures = one.run(run)
+        except UnableError as why:
+            print(f"{one.name}: skipped, {why}")
+            continue
         except Exception:  # noqa: BLE001 - the edge: the others are still worth their time
             traceback.print_exc()
             figures = "FAILED"

@@ -10,12 +10,16 @@ import logging
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRESS_EVERY_S = 10.0
+
+
+class UnableError(Exception):
+    """What the campaign needs is not here; it says what."""
 
 
 @dataclass
@@ -30,13 +34,12 @@ class Run:
     shown: float = field(default_factory=time.monotonic)
 
     @property
-    def over(self) -> bool:
-        return self.done >= self.count or time.monotonic() >= self.deadline
+    def late(self) -> bool:
+        return time.monotonic() >= self.deadline
 
     @property
-    def left_s(self) -> float:
-        """How much time is left, at most a day."""
-        return min(max(self.deadline - time.monotonic(), 0.0), 86_400.0)
+    def over(self) -> bool:
+        return self.done >= self.count or self.late
 
     def rounds(self) -> Iterator[int]:
         """Yield the number of each round until all are done or the time is over."""
@@ -80,6 +83,11 @@ def campaign(
         return run
 
     return enter
+
+
+def plain(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which processes are not measured: they are killed all the time."""
+    return {name: value for name, value in environ.items() if not name.startswith("COVERAGE_")}
 
 
 @contextmanager

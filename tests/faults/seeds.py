@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.campaign import Run, campaign
+from tests.faults.campaign import Run, campaign, plain
 
 ROOT = Path(__file__).parents[2]
 STEPS = 200
@@ -21,7 +21,12 @@ def portion(first: int, count: int) -> "subprocess.Popen[str]":
     span = ["--seed", str(first), "--count", str(count), "--steps", str(STEPS)]
     command = [sys.executable, "-m", "tests.simulation", *span]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=plain(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from enginegate.backends.proc import processes
 from enginegate.journal.inspect import verify
 from tests.e2e.conftest import Server, eventually
-from tests.faults.campaign import Run, campaign
+from tests.faults.campaign import Run, UnableError, campaign, plain
 from tests.faults.kills import Connection, Lane
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "fallocate", "rename", "unlink", "truncate")
@@ -76,6 +76,7 @@ class Life:
 
     def __init__(self, directory: Path) -> None:
         self.server = Traced(directory)
+        self.server.cli.env = plain(self.server.cli.env)
         self.lane = Lane(self.server, random.Random(1))
         self.killed = 0
         self.lives = 0
@@ -117,7 +118,7 @@ class Life:
             for _ in range(3):
                 await change(number)(connection)
         # No sleep: a process that strace holds does not stop on SIGSTOP.
-        for verb in ("admit", "rotate-key", "stop", "start", "destroy"):
+        for verb in ("destroy", "admit", "rotate-key", "stop", "start", "destroy"):
             await self._verb(connection, verb)
         connection.close()
 
@@ -143,7 +144,7 @@ class Life:
     def _let_go(self) -> None:
         """Wait for the server's end; strace would go on with the engines, which it left behind."""
         eventually(lambda: not self._served(), "the server has ended")
-        self.server.process.terminate()
+        self.server.process.kill()
         self.server.process.wait(10)
 
     def _check(self) -> None:
@@ -175,8 +176,7 @@ def work(life: Life, calls: list[str], run: Run, broken: list[BaseException]) ->
         life.prepare()
         while calls and not broken:
             call, k = calls.pop(0), 1
-            while not run.over and life.die_at(call, k):
-                run.advance(1)
+            while not run.late and life.die_at(call, k):
                 life.killed += 1
                 k += 1
     except BaseException as error:  # noqa: BLE001 - told by the thread that waits
@@ -186,12 +186,11 @@ def work(life: Life, calls: list[str], run: Run, broken: list[BaseException]) ->
         life.server.close()
 
 
-@campaign("syscalls", "SIGKILL at every write, sync and rename of a life", ci=10_000, long=10_000)
+@campaign("syscalls", "SIGKILL at every write, sync and rename of a life", ci=1, long=1)
 def die_at_every_call(run: Run) -> str:
-    """F2: all k of all kinds, 0 violations."""
+    """F2: all k of all kinds, 0 violations. One round is all of them."""
     if not strace_works():
-        run.done = run.count
-        return "skipped: strace is not here, or may not trace"
+        raise UnableError("strace is not here, or may not trace")
     calls, broken, lives = list(CALLS), list[BaseException](), []
     with tempfile.TemporaryDirectory(prefix="enginegate-syscalls-") as place:
         for number in range(LANES):
@@ -207,5 +206,6 @@ def die_at_every_call(run: Run) -> str:
     if broken:
         raise broken[0]
     killed = sum(life.killed for life in lives)
-    run.done = run.count
+    assert not calls, f"the time was over before {', '.join(calls)}"
+    run.advance(1)
     return f"{killed} kills, one at each of {', '.join(CALLS)}, 0 violations"

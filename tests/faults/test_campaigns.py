@@ -5,18 +5,21 @@ from typing import Any
 
 import pytest
 
-from tests.faults.campaign import Run, load
+from tests.faults.campaign import Run, UnableError, load
 
 CI_LIMIT_S = 600.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", load())
+@pytest.mark.parametrize("name", [name for name, one in load().items() if one.ci])
 def test_campaign(name: str, capsys: Any) -> None:
     """Nothing is lost, nothing is half there, no start is refused."""
     one = load()[name]
     run = Run(one.ci, time.monotonic() + CI_LIMIT_S, name)
-    figures = one.run(run)
+    try:
+        figures = one.run(run)
+    except UnableError as why:
+        pytest.skip(str(why))
     with capsys.disabled():
         took_s = time.monotonic() - run.began
         print(f"\n{name}: {run.done:,} rounds, {figures}, {took_s:.0f} s")

@@ -38,7 +38,13 @@ class _File:
         self.pending.append(size)
 
     def sync(self) -> None:
-        self.durable = bytearray(self.now)
+        """Let all that is pending reach the platter; what counts as clean is not written."""
+        for change in self.pending:
+            if isinstance(change, int):
+                _resize(self.durable, change)
+            else:
+                offset, data = change
+                _put(self.durable, data, offset)
         self.pending.clear()
 
     def settle(self, dice: random.Random, share: float) -> None:

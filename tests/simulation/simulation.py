@@ -10,13 +10,14 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from enginegate.backends.base import Presence
 from enginegate.config import Audit, Boot, Config, EngineSettings, Health, Idle, Ports, Restart
+from enginegate.errors import StorageUnavailableError
 from enginegate.journal import JournalFull
 from enginegate.journal.inspect import verify
 from enginegate.keys import digest_hex
@@ -189,7 +190,7 @@ class Simulation:
 
     def _call(self) -> None:
         slug, user = self.dice.choice(SLUGS), self.dice.choice(USERS)
-        if slug not in self.keys and not self._known(slug) and self.dice.random() < 0.8:
+        if not self._known(slug) and self.dice.random() < 0.8:
             self._register(slug)
             return
         self.dice.choice(VERBS)(self, slug, user)
@@ -243,7 +244,7 @@ class Simulation:
         self._admin(Request("POST", path, body, {cell: (ANY,)}, learn))
 
     def _delete_product(self, slug: str, _: str) -> None:
-        if self.dice.random() < 0.5:
+        if self.dice.random() < 0.8:
             return
         product = self.oracle.products[slug]
         cells = [product.identity, product.key, product.policy]
@@ -393,6 +394,7 @@ class Simulation:
         if code == "INVALID_PLATFORM_KEY":
             valid = call.surely_valid and self._surely_valid(call)
             demand(not valid, f"a valid platform key was refused: {call.text}")
+            self._forget_key(call.key_hash)
         known = call.learn(told) if status == 200 else None
         writes = call.writes.values()
         left = any(ANY in write.values or GONE in write.beside for write in writes)
@@ -402,6 +404,10 @@ class Simulation:
                 cell.succeed(write, known[cell])
             elif (status == 200 and known is None) or (code in REFUSALS and not overtaken):
                 cell.refuse(write)
+
+    def _forget_key(self, key_hash: str) -> None:
+        """Act as the operator from now on, until a rotation tells a new key."""
+        self.keys = {slug: key for slug, key in self.keys.items() if digest_hex(key) != key_hash}
 
     def _leave(self) -> None:
         """A caller hangs up; what it asked for goes on, or never began."""
@@ -469,7 +475,8 @@ class Simulation:
         assert life is not None
 
         async def compact() -> None:
-            life.committer.compact().add_done_callback(lambda done: done.exception())
+            with suppress(StorageUnavailableError):
+                life.committer.compact().add_done_callback(lambda done: done.exception())
 
         if life.ready and life.journal is not None and life.journal.status == "ok":
             self._note("compact")
