@@ -48,6 +48,7 @@ class Races:
         self.dice = dice
         self.answers = answers
         self.up: Callable[[LiveEngine], bool] = lambda _: True  # is it, at this very moment?
+        self.margin_s = 0.05  # before its end, in which a request may come too late for a lease
         self.faults: list[str] = []
         self.admitted = 0
         self.asked = 0
@@ -131,7 +132,7 @@ class Races:
         """Ask the engine at once, and once more before the lease is over."""
         self.admitted += 1
         at_work, begun = self._working(), self._count(DISTURB)
-        for wait_s in (0.0, self.dice.random() * max(lease_s - 0.05, 0.0)):
+        for wait_s in (0.0, self.dice.random() * max(lease_s - self.margin_s, 0.0)):
             if wait_s:
                 await self.gate.clock.sleep(wait_s)
             answered = await self.answers(live)

@@ -95,6 +95,8 @@ async def test_random_callers_find_every_engine_they_are_admitted_to(made: Rig) 
             for at in range(RACES_AT_ONCE if made.kind == "process" else 4)
         ]
         await asyncio.gather(*(made.ready(one.user) for one in races))
+        for one in races:
+            one.margin_s = 0.6  # a busy machine takes its time to get a request to the engine
         await asyncio.gather(*(one.run(8, 2.5) for one in races))
         for one in races:
             assert one.faults == [], f"seed {seed} {number} {one.user}\n" + "\n".join(one.story)
