@@ -41,7 +41,7 @@ class Orphans:
             for one in seen
             if one.presence is not Presence.ABSENT and not self.ground.registry.knows(one.engine_id)
         }
-        self._since = {one: self._since.get(one, now) for one in strangers}
+        self._since = {one: self._since.get(one, now) for one in sorted(strangers)}
         self.ground.registry.meters.orphans = len(strangers)
         due = [one for one, since in self._since.items() if now - since >= GRACE_S]
         limit = max(AT_ONCE_MIN, AT_ONCE_SHARE * len(self.ground.registry.engines))

@@ -65,6 +65,8 @@ class Operations:
             if verb == "destroy":
                 at_work.overtake()
             await at_work.settled()
+            if live.gone:
+                break  # nobody takes what was at work off a row that went with it
         if live.gone:
             raise EngineNotFoundError("The engine was destroyed meanwhile.")
         return await self.begin(live, verb, work, actor=actor, params=params, holds=holds).join()

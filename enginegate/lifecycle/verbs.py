@@ -11,6 +11,7 @@ from typing import Any
 from enginegate import facts as f
 from enginegate.errors import (
     BackendError,
+    BackendUnavailableError,
     EngineAlreadyRunningError,
     EngineNotRunningError,
 )
@@ -25,7 +26,7 @@ from enginegate.lifecycle.quiet import Quietness
 from enginegate.lifecycle.rotation import Rotation
 from enginegate.lifecycle.sleeping import Sleeper, StillDue
 from enginegate.lifecycle.starting import Starter
-from enginegate.model import Status
+from enginegate.model import Outcome, Status
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
 STOP_GRACE_S = 30.0
@@ -61,9 +62,27 @@ class Lifecycle:
         operation = None
         while operation is None:
             await self.provisioning.refuse_if_exists(owner, user_id)
-            operation = await self.provisioning.begin(owner, user_id, version=version, actor=actor)
+            try:
+                operation = await self.provisioning.begin(
+                    owner, user_id, version=version, actor=actor
+                )
+            except BackendUnavailableError as error:
+                self._note_refusal(owner, user_id, error, actor=actor)
+                raise
         live: LiveEngine = await operation.join()
         return live
+
+    def _note_refusal(
+        self, owner: LiveProduct, user_id: str, error: BackendUnavailableError, *, actor: str
+    ) -> None:
+        self.ground.registry.note(
+            "provision",
+            product=owner.product,
+            user_id=user_id,
+            outcome=Outcome.FAILED,
+            actor=actor,
+            reason=error.message,
+        )
 
     async def start(self, live: LiveEngine, *, version: str | None, actor: str) -> None:
         """Bring a stopped, sleeping or failed engine into service.
@@ -253,6 +272,10 @@ class Lifecycle:
     async def _destroy(self, live: LiveEngine, actor: str) -> str:
         ground, started = self.ground, self.ground.clock.now()
         ids = ground.ids(live)
+        while ground.registry.ahead(ids["engine_id"]) is not live.engine and not live.gone:
+            await ground.registry.flushed()  # what was overtaken has a fact on its way
+        if live.gone:
+            return ids["engine_id"]
         if live.engine.status is not Status.DESTROYING:
             await ground.registry.commit(
                 f.DestroyBegun(**ids, at_ms=ground.clock.wall_ms(), actor=actor),

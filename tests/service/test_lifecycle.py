@@ -26,6 +26,7 @@ from enginegate.errors import (
     ShuttingDownError,
     StorageUnavailableError,
 )
+from enginegate.facts import DestroyBegun, Destroyed
 from enginegate.model import Policy
 from tests.fakes import settle
 
@@ -383,6 +384,39 @@ async def test_nobody_is_refused_for_a_product_that_never_came_to_be(gate: Any) 
     for registration in (first, second):
         with pytest.raises(StorageUnavailableError):
             await registration
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_destroy_waits_for_the_fact_of_what_it_overtook(gate: Any, whole: bool) -> None:
+    """An undone provision has its removal on the way to the disk; it is not begun twice."""
+    live = await gate.engine(await gate.product())
+    gate.journal.hold()
+    ids = gate.ground.ids(live)
+    gate.registry.record(DestroyBegun(**ids, at_ms=1))
+    if whole:
+        gate.registry.record(Destroyed(**ids, at_ms=1))
+    destroy = asyncio.create_task(gate.lifecycle.destroy(live, actor="acme"))
+    await settle()
+    gate.journal.release()
+    gate.journal.held = None
+    assert await destroy == live.engine.engine_id
+    assert not gate.registry.engines
+
+
+async def test_who_waited_for_a_provision_that_was_undone_hears_that_nothing_is_there(
+    gate: Any,
+) -> None:
+    """The row goes with its first boot; a verb that waited its turn ends as well."""
+    live = await gate.engine(await gate.product())
+    boot = gate.operations.operation("provision", actor="acme", params=None, holds=True)
+    live.operation = boot
+    sleep = asyncio.create_task(gate.lifecycle.sleep(live, actor="acme"))
+    await settle()
+    live.gone = True
+    boot.done.set_exception(PortExhaustionError("no port"))
+    await settle()
+    assert sleep.done()
+    assert isinstance(sleep.exception(), EngineNotFoundError)
 
 
 async def test_a_slug_is_taken_once(gate: Any) -> None:
