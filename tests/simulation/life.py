@@ -203,7 +203,7 @@ class Life:
     def _abandon(self) -> None:
         """Whether what was in flight when the disk failed is there only the next start knows."""
         if self.journal is not None and self.journal.status == "failed":
-            self.past.in_flight = self._in_flight()
+            self.past.in_flight = self._in_flight() or self.past.in_flight
         self.registry.abandon()
 
     def _check_lease(self, fact: f.AnyFact) -> None:
