@@ -16,7 +16,7 @@ from enginegate.backends.base import BackendEvent, Connection, EngineSpec, Prese
 from enginegate.backends.docker import DockerBackend, daemon, events, peers
 from enginegate.backends.docker.budget import Budget, Priority
 from enginegate.backends.docker.container import ENGINE_ID, INSTANCE
-from enginegate.errors import BackendError, ConfigError, ImageUnavailableError
+from enginegate.errors import BackendError, ConfigError, ImageUnavailableError, NotRunningError
 from enginegate.sockets import Established
 
 ENGINE = "5c2f0c3e-8f0b-4c1d-9a44-0d6a3a4b5c6d"
@@ -262,6 +262,39 @@ async def test_a_verb_that_came_late_is_done(
 
     script.on[f"POST /containers/{'c0' * 32}/{verb}"] = refuse
     await getattr(backend, verb)(ENGINE)
+
+
+async def test_a_wake_thaws_what_we_froze_without_looking(
+    backend: DockerBackend, script: Script
+) -> None:
+    """One call, by the id that was checked when it was frozen; only the first time."""
+    thaw = f"POST /containers/{'c0' * 32}/unpause"
+    script.always(INSPECT, lambda: web.json_response(_container("running")))
+    for verb in ("pause", "unpause"):
+        path = f"POST /containers/{'c0' * 32}/{verb}"
+        script.always(path, lambda: web.Response(status=204))
+    await backend.pause(ENGINE)
+    script.asked.clear()
+    seen = await backend.unpause(ENGINE)
+    assert script.asked == [thaw]
+    assert (seen.presence, seen.engine_id) == (Presence.RUNNING, ENGINE)
+    await backend.unpause(ENGINE)
+    assert script.asked[1] == INSPECT
+
+
+@pytest.mark.parametrize("code", [404, 409, 500])
+async def test_a_wake_of_what_others_changed_looks_closer(
+    backend: DockerBackend, script: Script, code: int
+) -> None:
+    """The container that was frozen is gone or thawed: what is there now decides."""
+    script.always(INSPECT, lambda: web.json_response(_container("running")))
+    script.always(f"POST /containers/{'c0' * 32}/pause", lambda: web.Response(status=204))
+    script.always(f"POST /containers/{'c0' * 32}/unpause", lambda: error(code, "no such freeze"))
+    await backend.pause(ENGINE)
+    assert (await backend.unpause(ENGINE)).presence is Presence.RUNNING
+    script.always(INSPECT, lambda: error(404, "no such container"))
+    with pytest.raises(NotRunningError):
+        await backend.unpause(ENGINE)
 
 
 def test_our_own_secrets_are_not_passed_through() -> None:

@@ -114,6 +114,7 @@ class DockerBackend:
         self._finder = Finder(self._daemon, self._supplies, instance)
         self._find, self._unless = self._finder.find, self._finder.unless
         self._catalogue = Catalogue(instance, self._find)
+        self._frozen: dict[str, Container] = {}  # by us, as they were: a wake need not look first
 
     async def open(self) -> None:
         self._daemon.open()
@@ -159,6 +160,7 @@ class DockerBackend:
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         ask = _ask("stop", engine_id, Priority.RESTART)
+        self._frozen.pop(engine_id, None)
         found = await self._finder.find_or_none(ask)
         if found is not None and (found.alive or not found.settled):
             await self._stop(ask, found, math.ceil(grace_s))
@@ -166,20 +168,22 @@ class DockerBackend:
     async def pause(self, engine_id: str) -> None:
         ask = _ask("pause", engine_id, Priority.SLEEP, within_s=_PAUSE_S)
         found = await self._finder.find_alive(ask)
-        if found.presence is Presence.PAUSED:
-            return
-        freeze = self._daemon.pause(ask, found.container_id)
-        try:
-            await self._unless(ask, freeze, finding.is_paused)
-        except BackendError:
-            await self._rouse(engine_id, found)
-            raise
+        if found.presence is not Presence.PAUSED:
+            freeze = self._daemon.pause(ask, found.container_id)
+            try:
+                await self._unless(ask, freeze, finding.is_paused)
+            except BackendError:
+                await self._rouse(engine_id, found)
+                raise
+        self._frozen[engine_id] = found
 
     async def unpause(self, engine_id: str) -> Observation:
         ask = _ask("unpause", engine_id, Priority.WAKE)
-        found = await self._finder.find_alive(ask)
-        await self._connect(ask, found)
-        await self._thaw(ask, found)
+        found = self._frozen.pop(engine_id, None)
+        if found is None or not await self._thawed(ask, found):
+            found = await self._finder.find_alive(ask)
+            await self._connect(ask, found)
+            await self._thaw(ask, found)
         return replace(found.observation, presence=Presence.RUNNING, connected=True)
 
     async def reconnect(self, engine_id: str) -> None:
@@ -190,6 +194,7 @@ class DockerBackend:
 
     async def destroy(self, engine_id: str) -> None:
         ask = _ask("destroy", engine_id, Priority.RESTART)
+        self._frozen.pop(engine_id, None)
         found = await self._finder.find_or_none(ask)
         if found is not None:
             await self._remove(ask, found)
@@ -350,6 +355,15 @@ class DockerBackend:
         if found.presence is Presence.PAUSED:
             thaw = self._daemon.unpause(ask, found.container_id)
             await self._unless(ask, thaw, finding.is_running)
+
+    async def _thawed(self, ask: Ask, frozen: Container) -> bool:
+        """Thaw the very container that we froze; False where a closer look is needed."""
+        try:
+            await self._daemon.unpause(ask, frozen.container_id)
+        except BackendError as error:
+            log.debug("not thawed as it was frozen: %s", error)
+            return False
+        return True
 
     async def _rouse(self, engine_id: str, found: Container) -> None:
         """Thaw after a failed pause: half frozen is worse than awake. Its failure is no news."""
