@@ -48,6 +48,8 @@ class Observation(Struct, frozen=True, kw_only=True):
     `data_lost` is True where neither the engine nor its data are there, which `detail`
     names (only `inspect` looks for them).
     `image` names the content it was made from, where it was made from an image.
+    `keyed` is False after a start that leaves the key file to a `put_key`: the engine has
+    its key by the variable, and its boot need not wait for the file.
     """
 
     engine_id: str
@@ -62,6 +64,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     connected: bool = True
     data_lost: bool = False
     image: str = ""
+    keyed: bool = True
     detail: str = ""
 
 

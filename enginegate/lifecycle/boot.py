@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import re
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from enginegate import facts as f
 from enginegate.backends.base import EngineSpec, Observation, Presence
@@ -92,8 +93,26 @@ class Booter:
                 begun = await self._start(live, key_hash)
         except TimeoutError as error:
             raise told(unanswered("start", live)) from error
-        await self.until_healthy(live, since=began, timeout_s=timeout_s, late=late)
+        async with self._key_put(live, begun):
+            await self.until_healthy(live, since=began, timeout_s=timeout_s, late=late)
         return begun
+
+    @asynccontextmanager
+    async def _key_put(self, live: LiveEngine, begun: Observation) -> AsyncIterator[None]:
+        """Put the key file, if the start has left it to us, while the engine boots."""
+        if begun.keyed:
+            yield
+            return
+        hashes = self.spec(live.engine).key_hashes
+        putting = asyncio.ensure_future(self.ground.backend.put_key(begun.engine_id, hashes))
+        try:
+            yield
+            await putting
+        except BackendError as error:
+            raise told(error) from error
+        finally:
+            putting.cancel()
+            await asyncio.gather(putting, return_exceptions=True)
 
     async def _start(self, live: LiveEngine, key_hash: str | None) -> Observation:
         """Start it; if another program holds its port, move it to a free one."""

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, Literal
@@ -146,17 +147,20 @@ class DockerBackend:
             await self._supplies.image(ask, wanted)  # before anything is taken down
             await self._take_down(ask, found)
             found = None
+        late = spec.fresh and (found is None or found.alive)
         if found is None:
             found = await self._create(ask, wanted, fresh=spec.fresh)
+        key_hashes = () if late else spec.key_hashes
         try:
-            return await self._bring_up(ask, found, spec.key_hashes)
+            begun = await self._bring_up(ask, found, key_hashes)
         except RefusedError as refusal:
             if refusal.status not in _NETWORK_TROUBLE or "network" not in refusal.detail:
                 raise
             self._supplies.forget()
             await self._remove(ask, found)
             found = await self._create(ask, wanted, fresh=spec.fresh)
-            return await self._bring_up(ask, found, spec.key_hashes)
+            begun = await self._bring_up(ask, found, key_hashes)
+        return replace(begun, keyed=not late)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:
         ask = _ask("stop", engine_id, Priority.RESTART)
@@ -329,11 +333,12 @@ class DockerBackend:
     async def _bring_up(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> Observation:
         await self._connect(ask, found)
         if found.alive:
-            if found.labels.get(KEY_HASH) != key_hashes[0]:
+            if key_hashes and found.labels.get(KEY_HASH) != key_hashes[0]:
                 await self._supplies.key(ask, found, key_hashes)
             await self._thaw(replace(ask, priority=Priority.WAKE), found)
             return replace(found.observation, presence=Presence.RUNNING, connected=True)
-        await self._supplies.key(ask, found, key_hashes)
+        if key_hashes:
+            await self._supplies.key(ask, found, key_hashes)
         try:
             await self._unless(ask, self._daemon.start(ask, found.container_id), finding.is_alive)
         except RefusedError as refusal:
@@ -358,12 +363,10 @@ class DockerBackend:
 
     async def _thawed(self, ask: Ask, frozen: Container) -> bool:
         """Thaw the very container that we froze; False where a closer look is needed."""
-        try:
+        with suppress(BackendError):
             await self._daemon.unpause(ask, frozen.container_id)
-        except BackendError as error:
-            log.debug("not thawed as it was frozen: %s", error)
-            return False
-        return True
+            return True
+        return False
 
     async def _rouse(self, engine_id: str, found: Container) -> None:
         """Thaw after a failed pause: half frozen is worse than awake. Its failure is no news."""
@@ -374,9 +377,8 @@ class DockerBackend:
             log.debug("after a failed pause: %s", error)
 
     async def _stop(self, ask: Ask, found: Container, grace_s: int) -> None:
-        await self._unless(
-            ask, self._daemon.stop(ask, found.container_id, grace_s), finding.is_down
-        )
+        halt = self._daemon.stop(ask, found.container_id, grace_s)
+        await self._unless(ask, halt, finding.is_down)
 
     async def _take_down(self, ask: Ask, found: Container) -> None:
         """Stop the engine as it is entitled to, and remove the container; never the volume."""
