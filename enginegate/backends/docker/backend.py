@@ -142,12 +142,12 @@ class DockerBackend:
         wanted = self._wanted(ask, spec)
         await self._supplies.settled(spec.engine_id)
         found = await self._find(ask)
+        late = spec.fresh and (found is None or (found.alive and self._fits(found, wanted)))
         if found is not None and not self._fits(found, wanted):
             ask = replace(ask, priority=Priority.RESTART)
             await self._supplies.image(ask, wanted)  # before anything is taken down
             await self._take_down(ask, found)
             found = None
-        late = spec.fresh and (found is None or found.alive)
         if found is None:
             found = await self._create(ask, wanted, fresh=spec.fresh)
         key_hashes = () if late else spec.key_hashes
@@ -192,8 +192,7 @@ class DockerBackend:
 
     async def reconnect(self, engine_id: str) -> None:
         ask = _ask("reconnect", engine_id, Priority.RESTART)
-        found = await self._find(ask)
-        if found is not None:
+        if (found := await self._find(ask)) is not None:
             await self._connect(ask, found)
 
     async def destroy(self, engine_id: str) -> None:
