@@ -142,7 +142,7 @@ class DockerBackend:
         wanted = self._wanted(ask, spec)
         await self._supplies.settled(spec.engine_id)
         found = await self._find(ask)
-        late = spec.fresh and (found is None or (found.alive and self._fits(found, wanted)))
+        late = spec.fresh and (found is None or found.labels.get(KEY_HASH) == wanted.key_hash)
         if found is not None and not self._fits(found, wanted):
             ask = replace(ask, priority=Priority.RESTART)
             await self._supplies.image(ask, wanted)  # before anything is taken down
