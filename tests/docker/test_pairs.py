@@ -9,7 +9,8 @@ import pytest
 
 from bench.docker_pairs import Pairs, Target, provisions, wakes
 from tests.backends import image
-from tests.docker.gate import DockerGate, admit, call, free_ports
+from tests.backends.contract import free_port
+from tests.docker.gate import DockerGate, admit, call
 from tests.docker.size import LONG
 
 pytestmark = pytest.mark.docker
@@ -39,7 +40,7 @@ def target(gate: DockerGate) -> Target:
         image=image.IMAGE,
         network=gate.network,
         memory=MEMORY,
-        raw_port=free_ports(),
+        raw_port=free_port(),
     )
 
 

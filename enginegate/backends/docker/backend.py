@@ -41,7 +41,7 @@ from enginegate.backends.docker.container import (
     volume_name,
 )
 from enginegate.backends.docker.daemon import Daemon
-from enginegate.backends.docker.finding import LOOK_S, Finder, within
+from enginegate.backends.docker.finding import Finder, within
 from enginegate.backends.docker.supplies import Supplies
 from enginegate.config import Limits
 from enginegate.errors import (
@@ -201,7 +201,7 @@ class DockerBackend:
         found = await self._finder.find_or_none(ask)
         if found is not None:
             await self._remove(ask, found)
-        await self._remove_volume(ask, volume_name(engine_id))
+        await self._finder.remove_volume(ask, volume_name(engine_id))
 
     async def inspect(self, engine_id: str) -> Observation:
         ask = _ask("inspect", engine_id, Priority.PROBE)
@@ -390,13 +390,6 @@ class DockerBackend:
             return seen is None or seen.container_id != found.container_id
 
         await self._unless(ask, self._daemon.remove(ask, found.container_id), other)
-
-    async def _remove_volume(self, ask: Ask, name: str) -> None:
-        try:
-            await self._daemon.remove_volume(ask, name)
-        except BackendError:
-            if await self._daemon.volume_exists(replace(ask, until=within(LOOK_S)), name):
-                raise
 
 
 def _ask(operation: str, engine_id: str, priority: Priority, within_s: float = math.inf) -> Ask:

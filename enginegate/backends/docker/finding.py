@@ -77,6 +77,14 @@ class Finder:
             raise NotRunningError(ask.operation, ask.engine_id, "it is not running")
         return found
 
+    async def remove_volume(self, ask: Ask, name: str) -> None:
+        """Remove it; if that goes wrong, look: where it is not there, it is done."""
+        try:
+            await self._daemon.remove_volume(ask, name)
+        except BackendError:
+            if await self._daemon.volume_exists(replace(ask, until=within(LOOK_S)), name):
+                raise
+
     async def unless(
         self, ask: Ask, act: Awaitable[object], so: Callable[[Container | None], bool]
     ) -> None:
