@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from enginegate import facts as f
 from enginegate.errors import (
+    BackendUnavailableError,
     EngineAlreadyExistsError,
     GateError,
     PolicyDeniedError,
@@ -19,7 +20,7 @@ from enginegate.lifecycle.boot import away, exhausted
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.operations import Operations, Work
 from enginegate.lifecycle.starting import Starter
-from enginegate.model import Spare
+from enginegate.model import Outcome, Spare
 from enginegate.policy import image_allowed, quota_left
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
@@ -73,7 +74,7 @@ class Provisioning:
         operation = self.operations.operation("provision", actor=actor, params=None, holds=True)
         spare = self.ground.registry.spares.take(version)
         if spare is None and not reachable:
-            raise away()
+            raise self._unreachable(owner, user_id, actor)
         if spare is None:
             fact = self._provisioned(owner, user_id, version, actor)
             recorded = self.ground.registry.record(fact)
@@ -138,6 +139,19 @@ class Provisioning:
         if live is not None:
             live.operation = None
             live.answer = None
+
+    def _unreachable(self, owner: LiveProduct, user_id: str, actor: str) -> BackendUnavailableError:
+        """Return the refusal, which leaves no row but its entry in the trail."""
+        refusal = away()
+        self.ground.registry.note(
+            "provision",
+            product=owner.product,
+            user_id=user_id,
+            outcome=Outcome.FAILED,
+            actor=actor,
+            reason=refusal.message,
+        )
+        return refusal
 
     def _provisioned(
         self, owner: LiveProduct, user_id: str, version: str, actor: str

@@ -52,13 +52,15 @@ STRUCK = {
     "start": ("POST", "/start"),
     "destroy": ("DELETE", ""),
 }
+MIDWAY = {"create": "provision midway", "start": "provision midway", "destroy": "destroy"}
 # Where each user may be once all is well again; a destroyed one has no row.
 ENDS = {
     "sleep": {"running", "sleeping"},
     "wake": {"sleeping", "running"},
     "stop": {"running", "stopped"},
     "start": {"stopped", "running"},
-    "provision": {"running"},
+    "provision": {"running", "gone"},  # refused before anything was recorded
+    "provision midway": {"running"},
     "destroy": {"gone"},
 }
 
@@ -139,6 +141,7 @@ class World:
         method, part = STRUCK[moment]
         struck = self.wire.once(method, part, getattr(self.daemon, how))
         self.midway_verb = "destroy" if moment == "destroy" else "provision"
+        self.midway_end = MIDWAY[moment]
         self.midway = asyncio.create_task(self.change(self.midway_verb, self.victim))
         async with asyncio.timeout(20):
             await asyncio.to_thread(struck.wait)
@@ -232,7 +235,7 @@ async def one_round(world: World, number: int, how: str, moment: str) -> str:
         await asyncio.sleep(max(struck + OUTAGE_S - time.monotonic(), 0))
         back = time.monotonic()
         await asyncio.to_thread(world.bring_back, how)
-        took_s = await world.until_right([*users.items(), (world.midway_verb, world.victim)])
+        took_s = await world.until_right([*users.items(), (world.midway_end, world.victim)])
     for one in changes:
         assert one.status in TOLD, f"{one} during {how}"
         assert one.took_s <= DEADLINES_S[one.verb] + SLACK_S, f"{one} during {how}"

@@ -17,6 +17,9 @@ pytestmark = pytest.mark.docker
 
 PAIRS = 50 if LONG else 15
 TRIES = 3
+quiet_machine = pytest.mark.skipif(
+    not LONG, reason="needs a machine that is busy with nothing else: python -m tests.docker --long"
+)
 WAKE_RATIO, WAKE_EXTRA_MS = 1.3, 5.0
 PROVISION_RATIO = 1.2
 MEMORY = "64m"
@@ -74,6 +77,7 @@ def within_bound(
     return False
 
 
+@quiet_machine
 def test_a_wake_costs_little_more_than_unpause_and_probe(
     target: Target, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +89,7 @@ def test_a_wake_costs_little_more_than_unpause_and_probe(
     )
 
 
+@quiet_machine
 def test_a_provision_costs_little_more_than_docker_takes_for_it(
     target: Target, capsys: pytest.CaptureFixture[str]
 ) -> None:
