@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import parsedate_to_datetime
@@ -58,20 +59,25 @@ class _Event(Struct):
 
 
 class _Position:
-    """How far the stream has been read, by the Engine's own clock, and what came last."""
+    """How far the stream has been read, and what came last.
+
+    Before the first dial that is a time of our clock, and afterwards of the Engine's.
+    """
 
     def __init__(self) -> None:
-        self.since_s: float | None = None
+        self.since_s = time.time()  # compared with the Engine's clock: never waited for
+        self.overlap_s = 0.0
         self.recent: deque[tuple[int, str, str]] = deque(maxlen=_REMEMBERED)
 
     def dialled(self, response: aiohttp.ClientResponse) -> None:
-        """Take the Engine's clock for a start: ours may differ, and there may be no event."""
-        if self.since_s is None and (date := response.headers.get("Date")):
+        """Take the Engine's word for what time it is, once: there may be no event to tell."""
+        if not self.overlap_s and (date := response.headers.get("Date")):
             self.since_s = parsedate_to_datetime(date).timestamp()
+        self.overlap_s = _OVERLAP_S
 
     def passes(self, seen: _Event, event: BackendEvent) -> bool:
         """Move on; return whether this one was not told before."""
-        self.since_s = max(self.since_s or 0.0, seen.time_ns / 1e9)
+        self.since_s = max(self.since_s, seen.time_ns / 1e9)
         mark = (seen.time_ns, seen.action, event.engine_id)
         if mark in self.recent:
             return False
@@ -91,7 +97,7 @@ async def watch(
     while True:
         dialled_at = loop.time()
         try:
-            async with daemon.events(_ASK, _filters(instance, position.since_s)) as response:
+            async with daemon.events(_ASK, _filters(instance, position)) as response:
                 dialled_at, seeing = loop.time(), True
                 position.dialled(response)
                 yield RESYNC
@@ -126,14 +132,14 @@ async def _line(response: aiohttp.ClientResponse, until: float) -> bytes:
         return b""
 
 
-def _filters(instance: str, since_s: float | None) -> dict[str, str]:
+def _filters(instance: str, position: _Position) -> dict[str, str]:
     chosen = {
         "type": ["container"],
         "label": [f"{INSTANCE}={instance}"],
         "event": list(_KINDS),
     }
-    since = {} if since_s is None else {"since": f"{since_s - _OVERLAP_S:.9f}"}
-    return {"filters": json.dumps(chosen)} | since
+    since_s = position.since_s - position.overlap_s
+    return {"since": f"{since_s:.9f}", "filters": json.dumps(chosen)}
 
 
 def _read(line: bytes, instance: str, position: _Position) -> BackendEvent | None:
