@@ -366,14 +366,8 @@ class Dockerd:
         box, command, codes = self._exec(exec_id)
         code, output = self._executed(box, command)
         codes.append(code)
-        response = web.StreamResponse(status=101, reason="UPGRADED")
-        response.headers.update({"Connection": "Upgrade", "Upgrade": "tcp"})
-        await response.prepare(request)
-        assert request.transport is not None
-        if output:
-            request.transport.write(_framed(output))
-        request.transport.close()
-        return response
+        framed = _framed(output) if output else b""
+        return web.Response(body=framed, content_type="application/vnd.docker.raw-stream")
 
     async def inspect_exec(self, request: web.Request, exec_id: str) -> web.Response:
         _, _, codes = self._exec(exec_id)
@@ -560,7 +554,11 @@ class Dockerd:
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"message": message}, status=status)
+    return web.Response(
+        body=json.dumps({"message": message}).encode(),
+        content_type="application/json",
+        status=status,
+    )
 
 
 def _framed(output: bytes) -> bytes:

@@ -98,3 +98,20 @@ class Image(Struct, rename="pascal"):
 
 class ExecState(Struct, rename="pascal"):
     exit_code: int | None = None
+
+
+class Exec(Struct, rename="pascal"):
+    id: str
+
+
+class Message(Struct):
+    message: str
+
+
+class Progress(Struct):
+    """A line of what the Engine says during a pull."""
+
+    id: str = ""
+    status: str = ""
+    progress: str = ""
+    error: str = ""

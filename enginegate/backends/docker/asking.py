@@ -53,7 +53,7 @@ def translated(ask: Ask) -> Iterator[None]:
     """Turn what aiodocker and the wire raise into our errors; nothing else is caught."""
     try:
         yield
-    except DockerError as exc:
+    except DockerError as exc:  # with aiodocker's word for a failed connection as its context
         if isinstance(exc.__context__, aiohttp.ClientConnectorError):
             raise _never_sent(ask, exc.message) from exc
         if exc.status in _NOT_ASKED:

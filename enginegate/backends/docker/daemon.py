@@ -1,4 +1,4 @@
-"""The Docker Engine as typed calls; with `asking`, all that knows aiodocker.
+"""The Docker Engine as typed calls.
 
 Every call has a place in the budget and a deadline, in which the wait for the place counts.
 Nothing but our own names and ids gets into a path. `None` and `False` mean that the Engine
@@ -9,20 +9,24 @@ stream has one of its own.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aiohttp
-import msgspec
 from aiodocker import Docker, DockerError
-from aiodocker.containers import DockerContainer
-from aiodocker.networks import DockerNetwork
-from aiodocker.volumes import DockerVolume
 
 from enginegate.backends.base import Usage
-from enginegate.backends.docker.answers import ExecState, Image, Listed, Network, Stats, Volumes
+from enginegate.backends.docker.answers import (
+    Exec,
+    ExecState,
+    Image,
+    Listed,
+    Network,
+    Stats,
+    Volumes,
+)
 from enginegate.backends.docker.asking import (
     Ask,
     NeverSentError,
@@ -36,13 +40,13 @@ from enginegate.backends.docker.budget import Budget, Priority
 from enginegate.backends.docker.guard import (
     check_body,
     checked_container,
+    checked_exec,
     checked_image,
     checked_network,
     checked_volume,
 )
+from enginegate.backends.docker.sending import pulled, sent, spoken
 from enginegate.errors import BackendError
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,6 @@ _ACT_S: Final = 30.0
 _STOP_EXTRA_S: Final = 15.0
 _PULL_S: Final = 600.0
 _TOLD_EVERY_S: Final = 5.0
-_OUTPUT_MAX: Final = 1 << 20
 
 
 class Daemon:
@@ -89,108 +92,86 @@ class Daemon:
         try:
             with translated(ask):
                 async with asyncio.timeout(_PING_S):
-                    await _get(_opened(self._control, ask), "/_ping")
+                    await sent(_opened(self._control, ask), "GET", "/_ping", versioned=False)
         except BackendError:
             return False
         return True
 
-    async def inspect(self, ask: Ask, name: str) -> object | None:
-        checked_container(name)
-        return await self._look(ask, lambda docker: docker.containers.container(name).show())
+    async def inspect(self, ask: Ask, name: str) -> bytes | None:
+        return await self._look(ask, at(name, "json"))
 
     async def listing(self, ask: Ask, *labels: str) -> list[Listed]:
         """Return every container with these labels, running or not."""
         filters = json.dumps({"label": labels})
-        path = "/containers/json"
-        raw = await self._read(
-            ask, lambda docker: _get_versioned(docker, path, {"all": "true", "filters": filters})
-        )
+        raw = await self._read(ask, "/containers/json", {"all": "true", "filters": filters})
         return decoded(ask, raw, list[Listed])
 
     async def create(self, ask: Ask, name: str, body: dict[str, Any]) -> None:
-        checked_container(name)
         check_body(body)
-        await self._call(ask, _ACT_S, lambda docker: docker.containers.create(body, name=name))
+        named = {"name": checked_container(name)}
+        await self._call(ask, _ACT_S, "POST", "/containers/create", params=named, body=body)
 
     async def start(self, ask: Ask, container_id: str) -> None:
-        await self._act(ask, _ACT_S, container_id, DockerContainer.start)
+        await self._do(ask, _ACT_S, "POST", at(container_id, "start"))
 
     async def pause(self, ask: Ask, container_id: str) -> None:
-        await self._act(ask, _ASK_S, container_id, DockerContainer.pause)
+        await self._do(ask, _ASK_S, "POST", at(container_id, "pause"))
 
     async def unpause(self, ask: Ask, container_id: str) -> None:
-        await self._act(ask, _ASK_S, container_id, DockerContainer.unpause)
+        await self._do(ask, _ASK_S, "POST", at(container_id, "unpause"))
 
     async def stop(self, ask: Ask, container_id: str, grace_s: int) -> None:
         """Stop it. Keeps no place while the engine takes its time."""
-        checked_container(container_id)
+        path = at(container_id, "stop")
         with translated(ask):
-            container = _opened(self._control, ask).containers.container(container_id)
             async with _deadline(ask, grace_s + _STOP_EXTRA_S), self._stops:
-                await container.stop(t=grace_s)
+                await sent(_opened(self._control, ask), "POST", path, {"t": str(grace_s)})
 
     async def remove(self, ask: Ask, container_id: str) -> None:
         """Kill and remove it with its anonymous volumes; returns when it is gone."""
-
-        def delete(container: DockerContainer) -> Awaitable[None]:
-            return container.delete(force=True, v=True)
-
-        def gone(container: DockerContainer) -> Awaitable[object]:
-            return container.wait(condition="removed")
-
+        path = f"/containers/{checked_container(container_id)}"
         try:
-            await self._act(ask, _ACT_S, container_id, delete)
+            await self._do(ask, _ACT_S, "DELETE", path, params={"force": "true", "v": "true"})
         except RefusedError as refusal:
             if refusal.status != HTTPStatus.CONFLICT:  # its removal is in progress
                 raise
             with absent_is_done():
-                await self._act(ask, _ACT_S, container_id, gone)
+                await self._call(
+                    ask, _ACT_S, "POST", at(container_id, "wait"), params={"condition": "removed"}
+                )
 
     async def put(self, ask: Ask, container_id: str, path: str, archive: bytes) -> None:
         """Unpack a tar archive into a container, running or not."""
-
-        def put_archive(container: DockerContainer) -> Awaitable[object]:
-            done: Awaitable[object] = container.put_archive(path, archive)  # type: ignore[no-untyped-call]
-            return done
-
-        await self._act(ask, _ASK_S, container_id, put_archive)
+        path_of = at(container_id, "archive")
+        await self._do(ask, _ASK_S, "PUT", path_of, params={"path": path}, body=archive)
 
     async def run(
         self, ask: Ask, container_id: str, command: Sequence[str]
     ) -> tuple[int | None, str]:
         """Run a command in a running container, as its own user; return exit code and output."""
-        output = bytearray()
-
-        async def run(container: DockerContainer) -> object:
-            process = await container.exec(command)
-            async with process.start(detach=False) as stream:
-                while (said := await stream.read_out()) is not None:
-                    output.extend(said.data[: _OUTPUT_MAX - len(output)])
-            return await process.inspect()
-
-        answer = await self._act(ask, _ASK_S, container_id, run)
-        with translated(ask):
-            code = msgspec.convert(answer, ExecState).exit_code
-        return code, output.decode(errors="replace")
+        wanted = {"Cmd": list(command), "AttachStdout": True, "AttachStderr": True}
+        answer = await self._call(ask, _ASK_S, "POST", at(container_id, "exec"), body=wanted)
+        here = f"/exec/{checked_exec(decoded(ask, answer, Exec).id)}"
+        said = await self._call(
+            ask, _ASK_S, "POST", f"{here}/start", body={"Detach": False, "Tty": False}
+        )
+        ended = decoded(ask, await self._read(ask, f"{here}/json"), ExecState)
+        return ended.exit_code, spoken(said)
 
     async def logs(self, ask: Ask, container_id: str, lines: int) -> str:
-        pieces = await self._look(
-            ask,
-            lambda docker: docker.containers.container(container_id).log(
-                stdout=True, stderr=True, tail=lines
-            ),
-        )
-        return "".join(pieces or ())
+        path = at(container_id, "logs")
+        wanted = {"stdout": "true", "stderr": "true", "tail": str(lines)}
+        return spoken(await self._look(ask, path, wanted) or b"")
 
     async def usage(self, ask: Ask, container_id: str) -> Usage | None:
         """Return what it has used, None if it is gone. Keeps no place: it may take a second."""
-        path = f"/containers/{checked_container(container_id)}/stats"
+        path = at(container_id, "stats")
         once = {"stream": "false", "one-shot": "true"}  # else it takes two
         try:
             with translated(ask):
                 docker = _opened(self._control, ask)
                 async with _deadline(ask, _ASK_S), self._slow:
-                    raw = await _get_versioned(docker, path, once)
+                    raw = await sent(docker, "GET", path, once)
         except RefusedError as refusal:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -205,12 +186,10 @@ class Daemon:
 
     async def image_user(self, ask: Ask, image: str) -> str | None:
         """Return the user an image runs as ("" is root), or None if it is not there."""
-        checked_image(image)
-        answer = await self._look(ask, lambda docker: docker.images.inspect(image))
+        answer = await self._look(ask, f"/images/{checked_image(image)}/json")
         if answer is None:
             return None
-        with translated(ask):
-            found = msgspec.convert(answer, Image)
+        found = decoded(ask, answer, Image)
         return (found.config and found.config.user) or ""
 
     @asynccontextmanager
@@ -221,56 +200,44 @@ class Daemon:
 
     async def pull(self, ask: Ask, image: str) -> None:
         """Pull an image; the log tells now and then how far it is."""
+        checked_image(image)
         loop = asyncio.get_running_loop()
         told_at = loop.time()
-        checked_image(image)
         log.info("pulling %s", image)
         with translated(ask):
             async with asyncio.timeout(_PULL_S):
-                async for said in _opened(self._puller, ask).images.pull(image, stream=True):
+                async for said in pulled(_opened(self._puller, ask), image):
                     if loop.time() >= told_at + _TOLD_EVERY_S:
                         told_at = loop.time()
-                        layer, status = said.get("id", ""), said.get("status", "")
-                        log.info("pulling %s: %s %s %s", image, layer, status, _progress(said))
+                        log.info("pulling %s: %s %s %s", image, said.id, said.status, said.progress)
         log.info("pulled %s", image)
 
     async def networks(self, ask: Ask, name: str) -> list[Network]:
         """Return the networks of that name: none, one, or more by mishap."""
         filters = json.dumps({"name": [name]})  # finds all names that contain it
-        raw = await self._read(
-            ask, lambda docker: _get_versioned(docker, "/networks", {"filters": filters})
-        )
+        raw = await self._read(ask, "/networks", {"filters": filters})
         return [found for found in decoded(ask, raw, list[Network]) if found.name == name]
 
     async def create_network(self, ask: Ask, body: dict[str, Any]) -> None:
-        await self._call(ask, _ACT_S, lambda docker: docker.networks.create(body))
+        await self._call(ask, _ACT_S, "POST", "/networks/create", body=body)
 
     async def remove_network(self, ask: Ask, network_id: str) -> None:
-        def remove(docker: Docker) -> Awaitable[object]:
-            network = DockerNetwork(docker, network_id)  # type: ignore[no-untyped-call]
-            return network.delete()
-
         with absent_is_done():
-            await self._call(ask, _ACT_S, remove)
+            await self._do(ask, _ACT_S, "DELETE", f"/networks/{checked_network(network_id)}")
 
     async def connect(self, ask: Ask, network: str, container_id: str) -> None:
         """Attach a container to a network again."""
-
-        def connect(docker: Docker) -> Awaitable[object]:
-            net = DockerNetwork(docker, checked_network(network))  # type: ignore[no-untyped-call]
-            return net.connect({"Container": checked_container(container_id)})
-
-        await self._call(ask, _ACT_S, connect)
+        path = f"/networks/{checked_network(network)}/connect"
+        await self._do(
+            ask, _ACT_S, "POST", path, body={"Container": checked_container(container_id)}
+        )
 
     async def volume_exists(self, ask: Ask, name: str) -> bool:
         """Return whether the volume is there; it is absent when two answers say so."""
-        path = f"/volumes/{checked_volume(name)}"
-        if await self._look(ask, lambda docker: _get_versioned(docker, path)) is not None:
+        if await self._look(ask, f"/volumes/{checked_volume(name)}") is not None:
             return True
         filters = json.dumps({"name": [name]})
-        raw = await self._read(
-            ask, lambda docker: _get_versioned(docker, "/volumes", {"filters": filters})
-        )
+        raw = await self._read(ask, "/volumes", {"filters": filters})
         if any(found.name == name for found in decoded(ask, raw, Volumes).volumes or ()):
             raise not_asked(ask, f"volume {name} is listed, but not found")
         return False
@@ -278,20 +245,10 @@ class Daemon:
     async def create_volume(self, ask: Ask, name: str, labels: Mapping[str, str]) -> None:
         """Make a volume; one that is there already is left alone."""
         body = {"Name": checked_volume(name), "Labels": dict(labels)}
-
-        def create(docker: Docker) -> Awaitable[object]:
-            made: Awaitable[object] = docker.volumes.create(body)  # type: ignore[no-untyped-call]
-            return made
-
-        await self._call(ask, _ACT_S, create)
+        await self._call(ask, _ACT_S, "POST", "/volumes/create", body=body)
 
     async def remove_volume(self, ask: Ask, name: str) -> None:
-        def remove(docker: Docker) -> Awaitable[object]:
-            volume = DockerVolume(docker, checked_volume(name))  # type: ignore[no-untyped-call]
-            done: Awaitable[object] = volume.delete()  # type: ignore[no-untyped-call]
-            return done
-
-        await self._call(ask, _ACT_S, remove)
+        await self._do(ask, _ACT_S, "DELETE", f"/volumes/{checked_volume(name)}")
 
     @asynccontextmanager
     async def events(
@@ -314,42 +271,58 @@ class Daemon:
                 finally:
                     response.close()
 
-    async def _look(self, ask: Ask, call: Callable[[Docker], Awaitable[T]]) -> T | None:
+    async def _look(
+        self, ask: Ask, path: str, params: Mapping[str, str] | None = None
+    ) -> bytes | None:
         """Read one thing; None when the Engine says that there is no such thing."""
         try:
-            return await self._read(ask, call)
+            return await self._read(ask, path, params)
         except RefusedError as refusal:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
-    async def _read(self, ask: Ask, call: Callable[[Docker], Awaitable[T]]) -> T:
+    async def _read(self, ask: Ask, path: str, params: Mapping[str, str] | None = None) -> bytes:
         """Read; an Engine that fails at reading has told nothing."""
         try:
-            return await self._call(ask, _ASK_S, call)
+            return await self._call(ask, _ASK_S, "GET", path, params=params)
         except RefusedError as refusal:
             if refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
-            raise BackendError(
-                ask.operation, ask.engine_id, refusal.detail, unavailable=True
-            ) from refusal
+            raise not_asked(ask, refusal.detail) from refusal
 
-    async def _act(
+    async def _do(
         self,
         ask: Ask,
         timeout_s: float,
-        container_id: str,
-        act: Callable[[DockerContainer], Awaitable[T]],
-    ) -> T:
-        checked_container(container_id)
-        return await self._call(
-            ask, timeout_s, lambda docker: act(docker.containers.container(container_id))
-        )
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: object = None,
+    ) -> None:
+        """Make a call whose answer has nothing to say; if it says something, who knows what."""
+        if await self._call(ask, timeout_s, method, path, params=params, body=body):
+            raise not_asked(ask, "an answer where none was expected")
 
-    async def _call(self, ask: Ask, timeout_s: float, call: Callable[[Docker], Awaitable[T]]) -> T:
+    async def _call(
+        self,
+        ask: Ask,
+        timeout_s: float,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: object = None,
+    ) -> bytes:
         with translated(ask):
             async with _deadline(ask, timeout_s), self.budget.place(ask.priority):
-                return await call(_opened(self._control, ask))
+                return await sent(_opened(self._control, ask), method, path, params, body)
+
+
+def at(name: str, what: str) -> str:
+    """Return the path of something about a container."""
+    return f"/containers/{checked_container(name)}/{what}"
 
 
 def _opened(client: Docker | None, ask: Ask) -> Docker:
@@ -361,24 +334,3 @@ def _opened(client: Docker | None, ask: Ask) -> Docker:
 def _deadline(ask: Ask, timeout_s: float) -> asyncio.Timeout:
     """Return the deadline of a call, and of its wait for a place: its own or its verb's."""
     return asyncio.timeout_at(min(asyncio.get_running_loop().time() + timeout_s, ask.until))
-
-
-def _progress(said: Mapping[str, Any]) -> str:
-    return str(said.get("progress", "")).partition("]")[2].strip()
-
-
-async def _get_versioned(
-    docker: Docker, path: str, params: Mapping[str, str] | None = None
-) -> bytes:
-    """Get what aiodocker has no typed call for, on its session and negotiated version."""
-    if docker.api_version == "auto":
-        await docker.version()
-    return await _get(docker, f"/{docker.api_version}{path}", params)
-
-
-async def _get(docker: Docker, path: str, params: Mapping[str, str] | None = None) -> bytes:
-    async with docker.session.get(docker.docker_host + path, params=params) as response:
-        body = await response.read()
-    if response.status >= HTTPStatus.BAD_REQUEST:
-        raise DockerError(response.status, body.decode(errors="replace"))
-    return body

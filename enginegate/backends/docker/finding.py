@@ -64,12 +64,13 @@ class Finder:
             raise not_asked(ask, "its container is listed, but not found")
         return found
 
-    def parsed(self, ask: Ask, answer: object) -> Container | None:
+    def parsed(self, ask: Ask, answer: bytes) -> Container | None:
         assert ask.engine_id is not None
         try:
-            return parse(answer, engine_id=ask.engine_id, instance=self._instance)
-        except msgspec.ValidationError as exc:
-            raise BackendError(ask.operation, ask.engine_id, str(exc), unavailable=True) from exc
+            seen = msgspec.json.decode(answer)
+            return parse(seen, engine_id=ask.engine_id, instance=self._instance)
+        except msgspec.MsgspecError as exc:
+            raise not_asked(ask, str(exc)) from exc
 
     async def find_alive(self, ask: Ask) -> Container:
         found = await self.find(ask)

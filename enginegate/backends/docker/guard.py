@@ -13,6 +13,7 @@ from enginegate.policy import valid_image_reference
 
 _UUID: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _CONTAINER: Final = re.compile(rf"[0-9a-f]{{64}}|enginegate-{_UUID}")
+_EXEC: Final = re.compile(r"[0-9a-f]{64}")
 _VOLUME: Final = re.compile(rf"engine-data-{_UUID}")
 _NETWORK: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -53,6 +54,13 @@ def checked_container(name: str) -> str:
     if _CONTAINER.fullmatch(name) is None:
         raise GuardError(f"{name!r} is neither a container id nor an engine's container name")
     return name
+
+
+def checked_exec(exec_id: str) -> str:
+    """Return the id of an exec, if it cannot mean anything else in a path."""
+    if _EXEC.fullmatch(exec_id) is None:
+        raise GuardError(f"{exec_id!r} is no id of an exec")
+    return exec_id
 
 
 def checked_volume(name: str) -> str:

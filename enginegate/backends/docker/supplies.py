@@ -108,7 +108,7 @@ class Supplies:
                 log.debug("no rename: %s", refusal)
         await self._daemon.put(ask, box, DATA_DIR, key_archive(path, key_hashes))
 
-    async def container(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> object:
+    async def container(self, ask: Ask, wanted: ContainerSpec, *, fresh: bool) -> bytes:
         """Have the container with all it needs, and return Docker's description of it.
 
         The name is the guard: where a container has it already, ours or not, that one is
