@@ -26,7 +26,8 @@ from enginegate.registry.fleet import Signal
 log = logging.getLogger(__name__)
 
 PAUSE_S = 10.0
-UNDO_S = 4.0  # beyond that; a caller is answered 5 s after the verb's own deadline at the latest
+UNDO_S = 3.0  # beyond that; a caller is answered 5 s after the verb's own deadline at the latest
+ANSWER_S = 1.0  # to show that it is not frozen
 DEEPEN_GRACE_S = 30.0  # what the contract gives an engine to end cleanly
 
 StillDue = Callable[[], bool]
@@ -128,9 +129,10 @@ class Sleeper:
     async def _undo(self, live: LiveEngine, fact: f.Slept) -> None:
         """Thaw it again; what cannot be thawed is recorded as what it is: asleep.
 
-        Then whoever is admitted next wakes it, and nobody is sent to a frozen engine.
+        Then whoever is admitted next wakes it, and nobody is sent to a frozen engine. One
+        that answers is not frozen, whatever the backend fails to say.
         """
-        if await self._thawed(live):
+        if await self._thawed(live) or await self._answers(live):
             return
         log.error("engine %s cannot be thawed, it counts as asleep", live.engine.engine_id)
         await self.ground.registry.commit(fact, use_reserve=True)
@@ -143,6 +145,9 @@ class Sleeper:
             log.warning("not thawed: %s", error)
             return False
         return True
+
+    async def _answers(self, live: LiveEngine) -> bool:
+        return (await self.quietness.booter.check(live, timeout_s=ANSWER_S)).ok
 
     async def deepen(self, live: LiveEngine, *, reason: str, **metadata: Any) -> bool:
         """Stop an engine that sleeps frozen; it goes on sleeping. False if it does not any more.

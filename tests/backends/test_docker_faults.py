@@ -5,6 +5,7 @@ by itself, however often the verb makes it; else each kind of call once.
 """
 
 import asyncio
+import gc
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,16 +14,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from enginegate.backends.base import EngineSpec, Presence
 from enginegate.backends.docker import DockerBackend, daemon
-from enginegate.config import Config, EngineSettings
-from enginegate.errors import GateError
+from enginegate.config import Config, EngineSettings, Idle, Ports
+from enginegate.errors import BackendError, GateError
 from enginegate.model import Status
 from enginegate.probe import Health
 from enginegate.registry import LiveEngine
-from tests.backends.dockerd import (
-    FAULTS,
-    Dockerd,
-)
+from tests.backends.contract import key_hash
+from tests.backends.dockerd import FAULTS, HANG, LOST, LOST_AND_LATE, Dockerd
 from tests.backends.jumping import LoopClock, run
 from tests.service.gate import Gate, MemoryJournal
 
@@ -30,7 +30,11 @@ IMAGE = "my-engine:1"
 SLACK_S = 5.0
 CONVERGED_S = 150.0  # two comparisons after the last fault, the longest backoff, and a restart
 
-CONFIG = Config(engine=EngineSettings(backend="docker", image=IMAGE, wake_timeout_s=10))
+CONFIG = Config(
+    engine=EngineSettings(backend="docker", image=IMAGE),
+    idle=Idle(sleep_after_s=0),
+    ports=Ports(min=21_000, max=22_999),
+)
 KEY_FILE = ".enginegate/key_hash"
 
 
@@ -228,3 +232,248 @@ def test_every_fault_of_every_call_ends_in_the_right_state(verb: str) -> None:
         if (found := run(survives(verb, route, nth, kind))) is not None
     ]
     assert wrong == []
+
+
+ENGINES = 1000
+
+
+def test_a_thousand_lost_answers_to_creates_are_a_thousand_adopted() -> None:
+    """Each container is there once, and runs for the row that it was made for."""
+
+    async def lived() -> None:
+        async with world() as one:
+            owner = await one.gate.product()
+            one.dockerd.fail("POST /containers/create", LOST, times=ENGINES)
+            engines = (one.gate.engine(owner, f"user-{n}") for n in range(ENGINES))
+            ends = await asyncio.gather(*engines, return_exceptions=True)
+            await asyncio.sleep(CONVERGED_S)
+            assert sum(isinstance(end, LiveEngine) for end in ends) == ENGINES
+            assert len(one.dockerd.boxes) == len(one.gate.registry.engines) == ENGINES
+            assert one.dockerd.asked.count("POST /containers/create") == ENGINES
+            assert one.wrong() == []
+
+    run(lived())
+
+
+@pytest.mark.parametrize("leave", ["time out", "cancelled"])
+def test_a_thousand_hung_calls_leave_nothing_behind(leave: str) -> None:
+    """Neither a connection nor a task nor a place, whether they time out or their callers go."""
+
+    async def lived() -> None:
+        async with world() as one:
+            live = await one.gate.engine(await one.gate.product())
+            one.dockerd.fail("*", HANG, times=10**9)
+            verbs = (one.backend.inspect, one.backend.pause, one.backend.unpause, one.backend.usage)
+            calls = [
+                asyncio.ensure_future(verbs[n % len(verbs)](live.engine.engine_id))
+                for n in range(1000)
+            ]
+            await asyncio.sleep(1)
+            assert len(one.dockerd.at_work) <= daemon.IN_FLIGHT + 4  # usage has places of its own
+            if leave == "cancelled":
+                for call in calls:
+                    call.cancel()
+            ends = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(
+                isinstance(end, asyncio.CancelledError)
+                or (isinstance(end, BackendError) and end.unavailable)
+                for end in ends
+            )
+            one.dockerd.faults.clear()
+            await asyncio.sleep(CONVERGED_S)
+            assert live.running
+            assert one.wrong() == []
+        gc.collect()  # a connection that was left open would warn, and a warning is an error
+
+    run(lived())
+
+
+def test_hung_probes_keep_no_wake_from_going() -> None:
+    """What is less urgent may hang in all its places; the most urgent has its own."""
+
+    async def lived() -> None:
+        async with world() as one:
+            live = await made_ready(one, "wake")
+            one.dockerd.fail("GET /containers/json", HANG, times=10**9)
+            hung = [asyncio.ensure_future(one.backend.list()) for _ in range(50)]
+            await asyncio.sleep(1)
+            began = asyncio.get_running_loop().time()
+            await one.gate.lifecycle.wake(live, actor="a")
+            assert asyncio.get_running_loop().time() - began < 0.5
+            for call in hung:
+                call.cancel()
+            await asyncio.gather(*hung, return_exceptions=True)
+
+    run(lived())
+
+
+def test_a_create_that_comes_late_is_not_left_behind_by_a_destroy() -> None:
+    """While it may still take effect, "there is no container" is not known, and nothing leaks."""
+
+    async def lived() -> None:
+        async with world() as one:
+            owner = await one.gate.product()
+            one.dockerd.fail("POST /containers/create", LOST_AND_LATE, times=2)
+            booting = asyncio.ensure_future(one.gate.engine(owner))
+            await asyncio.sleep(1)
+            [live] = one.gate.registry.engines.values()
+            with pytest.raises(GateError):
+                await one.gate.lifecycle.destroy(live, actor="a")
+            assert live.engine.status is Status.DESTROYING
+            await asyncio.gather(booting, return_exceptions=True)
+            await asyncio.sleep(CONVERGED_S)
+            assert live.gone
+            assert (one.dockerd.boxes, one.dockerd.volumes, one.wrong()) == ({}, {}, [])
+
+    run(lived())
+
+
+def test_a_listing_costs_one_call_when_nothing_has_changed() -> None:
+    """A closer look is taken at what is new, changed, or younger than it was."""
+
+    async def lived() -> None:
+        async with world() as one:
+            owner = await one.gate.product()
+            lives = [await one.gate.engine(owner, f"user-{n}") for n in range(300)]
+            await one.backend.list()
+            one.dockerd.asked.clear()
+            assert len(await one.backend.list()) == 300
+            assert one.dockerd.asked == ["GET /containers/json"]
+            await asyncio.sleep(120)
+            changed, again = (one.dockerd.box(live.engine.engine_id) for live in lives[:2])
+            assert changed is not None
+            assert again is not None
+            one.dockerd.deaf = True
+            one.dockerd.cut_events()
+            one.dockerd.exit(again)
+            one.dockerd.move(changed, "paused")
+            one.dockerd.asked.clear()
+            seen = {one.engine_id: one for one in await one.backend.list()}
+            assert Counter(one.dockerd.asked) == {
+                "GET /containers/json": 1,
+                "GET /containers/{}/json": 2,
+            }
+            assert seen[lives[0].engine.engine_id].presence is Presence.PAUSED
+            assert seen[lives[1].engine.engine_id].restarts == 1
+
+    run(lived())
+
+
+def test_an_outage_of_the_engine_blames_nobody() -> None:
+    """Changes are answered in time, admits go on, and afterwards all is as it was."""
+
+    async def lived() -> None:
+        async with world() as one:
+            owner = await one.gate.product()
+            awake, asleep = [await one.gate.engine(owner, user) for user in ("a", "b")]
+            await one.gate.lifecycle.sleep(asleep, actor="a", force=True)
+            await asyncio.sleep(30)
+            one.dockerd.fail("*", HANG, times=10**9)
+            one.dockerd.deaf = True
+            one.dockerd.cut_events()
+            loop, failed = asyncio.get_running_loop(), []
+            for verb, live in (("sleep", awake), ("wake", asleep), ("stop", awake)):
+                began = loop.time()
+                try:
+                    await VERBS[verb][1](one.gate, live)
+                except GateError as error:
+                    failed.append(error.code)
+                assert loop.time() - began <= VERBS[verb][2] + SLACK_S
+            assert failed == ["BACKEND_UNAVAILABLE"] * 3
+            await asyncio.sleep(120)
+            assert (awake.engine.status, asleep.engine.status) == (Status.RUNNING, Status.SLEEPING)
+            assert (one.gate.health.backend_ok, one.gate.health.blind) == (False, True)
+            one.dockerd.faults.clear()
+            one.dockerd.deaf = False
+            await asyncio.sleep(60)
+            assert (one.gate.health.backend_ok, one.gate.health.blind) == (True, False)
+            assert one.wrong() == []
+            assert "health_failed!" not in one.gate.actions()
+
+    run(lived())
+
+
+def test_dockers_own_restarts_are_crashes_and_nobody_fights() -> None:
+    """One crash is counted and the restart taken; a crash loop ends in giving up, and in peace."""
+
+    async def lived() -> None:
+        async with world() as one:
+            owner = await one.gate.product()
+            live = await one.gate.engine(owner)
+            box = one.dockerd.box(live.engine.engine_id)
+            assert box is not None
+            one.dockerd.exit(box, 3)
+            await asyncio.sleep(1)
+            assert live.running
+            assert box.restarts == 1
+            assert [sample.kind for sample in owner.tally.samples] == [
+                "provision",
+                "crash",
+                "restart",
+            ]
+            assert "POST /containers/{}/stop" not in one.dockerd.asked
+            for _ in range(3000):
+                if box.alive and live.engine.restart_at_ms is None and not live.running:
+                    break
+                if box.alive:
+                    one.dockerd.exit(box, 3)
+                await asyncio.sleep(1)
+            await asyncio.sleep(60)
+            assert live.engine.status is Status.FAILED
+            assert live.engine.restart_at_ms is None
+            assert not box.alive
+            assert "auto_restart_gave_up!" in one.gate.actions()
+
+    run(lived())
+
+
+@pytest.mark.parametrize("mode", ["recreate", "live"])
+@pytest.mark.parametrize("nth", range(1, 12))
+def test_a_rotation_cut_off_by_a_crash_ends_with_a_key_that_works(mode: str, nth: int) -> None:
+    """Killed at its n-th call to Docker: the row's key is the engine's, old or new."""
+    config = Config(
+        engine=EngineSettings(backend="docker", image=IMAGE, rotate_mode=mode)  # type: ignore[arg-type]
+    )
+
+    async def lived() -> None:
+        async with world(config) as one:
+            live = await one.gate.engine(await one.gate.product())
+            one.dockerd.fail("*", HANG, nth=nth, times=10**9)
+            rotating = asyncio.ensure_future(one.gate.lifecycle.rotate_key(live, actor="a"))
+            await asyncio.sleep(0.5)
+            one.dockerd.faults.clear()
+            await one.stop()
+            await asyncio.gather(rotating, return_exceptions=True)
+            await one.start()
+            await asyncio.sleep(CONVERGED_S)
+            assert one.wrong() == []
+            [again] = one.gate.registry.engines.values()
+            assert again.running
+            assert again.engine.pending_key is None
+
+    run(lived())
+
+
+def test_a_port_that_others_hold_is_given_up_with_the_container_made_for_it() -> None:
+    """The next free one is taken, and nothing is left of the first try."""
+
+    async def lived() -> None:
+        async with world() as one:
+            stranger = EngineSpec(
+                engine_id="00000000-0000-4000-8000-000000000000",
+                engine_version=IMAGE,
+                port=CONFIG.ports.min,
+                key_hashes=(key_hash("x"),),
+            )
+            other = DockerBackend(instance="elsewhere", docker_host=one.dockerd.address)
+            await other.open()
+            await other.start(stranger)
+            live = await one.gate.engine(await one.gate.product())
+            assert live.engine.port == CONFIG.ports.min + 1
+            assert str(live.engine.port) in live.url
+            assert len(one.dockerd.boxes) == 2
+            await other.destroy(stranger.engine_id)
+            await other.close()
+            assert one.wrong() == []
+
+    run(lived())
