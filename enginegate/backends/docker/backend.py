@@ -301,12 +301,7 @@ class DockerBackend:
         return fits(found, wanted, any_key=self._rotate_mode == "live")
 
     async def _ended_life(self, engine_id: str) -> str:
-        """Return the life that ended a moment ago; empty if Docker has begun another since."""
-        try:
-            found = await self._find(_ask("watch", engine_id, Priority.RESTART))
-        except BackendError:
-            return ""
-        return "" if found is None or found.alive else found.observation.life
+        return await self._finder.ended_life(_ask("watch", engine_id, Priority.RESTART))
 
     async def _seen_inside(self, ask: Ask, found: Container) -> Sequence[Established]:
         """Look from the host; where its /proc is not ours, from inside the container."""

@@ -38,12 +38,33 @@ class Finder:
         self._daemon = daemon
         self._supplies = supplies
         self._instance = instance
+        self._lives: dict[str, str] = {}
 
     async def find(self, ask: Ask) -> Container | None:
         """Return the engine's container; None when there is none, or one that is not ours."""
         assert ask.engine_id is not None
         answer = await self._daemon.inspect(ask, container_name(ask.engine_id))
-        return None if answer is None else self.parsed(ask, answer)
+        found = None if answer is None else self.parsed(ask, answer)
+        if found is None:
+            self._lives.pop(ask.engine_id, None)
+        elif found.alive:
+            self._lives[ask.engine_id] = found.observation.life
+        return found
+
+    async def ended_life(self, ask: Ask) -> str:
+        """Return the life that ended a moment ago; empty where nobody knows it any more.
+
+        Docker may have begun another by now: then it is the one that was seen last.
+        """
+        assert ask.engine_id is not None
+        before = self._lives.get(ask.engine_id, "")
+        try:
+            found = await self.find(ask)
+        except BackendError:
+            return before
+        if found is None or not found.alive:
+            return before if found is None else found.observation.life
+        return "" if before == found.observation.life else before
 
     async def find_or_none(self, ask: Ask) -> Container | None:
         """Return the engine's container, or None when there surely is none, now or soon.
