@@ -52,19 +52,19 @@ class Finder:
         return found
 
     async def ended_life(self, ask: Ask) -> str:
-        """Return the life that ended a moment ago; empty where nobody knows it any more.
+        """Return the life that ended a moment ago: the one seen last, without a question.
 
-        Docker may have begun another by now: then it is the one that was seen last.
+        Docker may be busy with beginning another, and would keep the news waiting. Where
+        none was seen it is asked; empty where it has begun another by then.
         """
         assert ask.engine_id is not None
-        before = self._lives.get(ask.engine_id, "")
+        if (before := self._lives.pop(ask.engine_id, "")) != "":
+            return before
         try:
             found = await self.find(ask)
         except BackendError:
-            return before
-        if found is None or not found.alive:
-            return before if found is None else found.observation.life
-        return "" if before == found.observation.life else before
+            return ""
+        return "" if found is None or found.alive else found.observation.life
 
     async def find_or_none(self, ask: Ask) -> Container | None:
         """Return the engine's container, or None when there surely is none, now or soon.
