@@ -255,11 +255,23 @@ async def test_what_cannot_be_thawed_counts_as_asleep(gate: Any, clock: Any) -> 
     fake = gate.backend.engine(live.engine.engine_id)
     gate.backend.fail("pause", after=True)
     gate.backend.fail("unpause")
+    asked = asyncio.ensure_future(gate.lifecycle.sleep(live, actor="acme"))
+    await clock.advance(1)  # the time it has to show that it is not frozen
     with pytest.raises(Exception, match="could not pause"):
-        await gate.lifecycle.sleep(live, actor="acme")
+        await asked
     assert (fake.presence, live.engine.status) == ("paused", "sleeping")
     assert isinstance(await gate.admit(owner, auto_wake=True), Admitted)
     assert (fake.presence, live.engine.status) == ("running", "running")
+
+
+async def test_an_engine_that_answers_is_not_frozen(gate: Any) -> None:
+    """A backend that is away says nothing of it: it runs on, and whoever comes is admitted."""
+    live = await gate.engine(await gate.product())
+    gate.backend.down = True
+    with pytest.raises(Exception, match="cannot be reached"):
+        await gate.lifecycle.sleep(live, actor="acme", force=True)
+    assert live.running
+    assert isinstance(await gate.admit(live.owner), Admitted)
 
 
 async def test_a_pause_that_fails_after_all_is_undone(gate: Any) -> None:
