@@ -25,6 +25,8 @@ def tmpfs(place: Path, size_mib: int) -> Iterator[Path]:
         if os.environ.get("ENGINEGATE_REQUIRE_FAULTS"):
             pytest.fail(f"no file system can be mounted here: {done.stderr.strip()}")
         pytest.skip(f"needs to mount a file system: {done.stderr.strip()}")
+    for name in ("out", "err"):  # what the server says is read, so it must find its room
+        (place / name).symlink_to(place.with_name(f"{place.name}-{name}"))
     try:
         yield place
     finally:
