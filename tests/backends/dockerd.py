@@ -94,6 +94,12 @@ class Box:
         return int(binding["HostPort"])
 
     @property
+    def key_hash(self) -> str:
+        """The key that it was given at birth, in force where there is no key file."""
+        name = "ENGINE_KEY_HASH="
+        return next(str(one).removeprefix(name) for one in self.body["Env"] if one.startswith(name))
+
+    @property
     def volume(self) -> str:
         return str(self.body["HostConfig"]["Mounts"][0]["Source"])
 
@@ -494,7 +500,7 @@ class Dockerd:
         return holder is not None and holder is not box
 
     def _run(self, box: Box) -> None:
-        box.status, box.exit_code, box.started_at = "running", 0, self._now()
+        box.status, box.exit_code, box.started_at = "running", 0, self.time()
         box.connections = 0
         box.log.append(f"engine {box.labels['enginegate.engine_id']} listens")
         self._tell(box, "start")
@@ -503,7 +509,8 @@ class Dockerd:
         box.status, box.exit_code = "exited", code
         self._tell(box, "die", {"exitCode": str(code)})
 
-    def _now(self) -> float:
+    def time(self) -> float:
+        """What time it is, by the clock of its loop."""
         return self._epoch + asyncio.get_running_loop().time()
 
     def _tell(self, box: Box, action: str, more: dict[str, str] | None = None) -> None:
@@ -511,14 +518,14 @@ class Dockerd:
             "Type": "container",
             "Action": action,
             "Actor": {"ID": box.id, "Attributes": box.labels | {"name": box.name} | (more or {})},
-            "timeNano": int(self._now() * 1e9),
+            "timeNano": int(self.time() * 1e9),
         }
         self.events.append(event)
         for listener in self._listeners:
             listener.put_nowait(event)
 
     def _row(self, box: Box) -> dict[str, Any]:
-        age_s = max(int(self._now() - box.started_at), 0)
+        age_s = max(int(self.time() - box.started_at), 0)
         ages = {
             "running": f"Up {age_s} seconds",
             "paused": f"Up {age_s} seconds (Paused)",

@@ -61,7 +61,7 @@ class DockerdHarness(Harness):
         return None if found is None else found.decode()
 
     async def accepts(self, spec: EngineSpec, key: str) -> bool:
-        return key_hash(key) in (await self.read(spec, KEY_FILE) or "")
+        return key_hash(key) in (await self.read(spec, KEY_FILE) or self.box(spec).key_hash)
 
     @asynccontextmanager
     async def connection(self, spec: EngineSpec) -> AsyncIterator[None]:
