@@ -19,6 +19,7 @@ from enginegate.lifecycle.ground import Ground
 from enginegate.model import Outcome, Status
 from enginegate.probe import Health
 from enginegate.registry import LiveEngine
+from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,12 @@ class HealthLoop:
         The probes begin evenly over `spread_s`, so that a large fleet is no burst.
         """
         await self.ask_backend()
-        engines = list(self.ground.registry.engines.values())
-        awake = [live for live in engines if live.running and live.operation is None]
+        engines = self.ground.registry.engines
+        awake = [
+            live
+            async for live in sliced(engines.values())
+            if live.running and live.operation is None
+        ]
         step_s = spread_s / max(len(awake), 1)
         probes = [self._probe(live, after_s=step_s * at) for at, live in enumerate(awake)]
         failed = [live for live in await asyncio.gather(*probes) if live]

@@ -21,6 +21,7 @@ from enginegate.lifecycle.ground import Ground
 from enginegate.model import Status
 from enginegate.orphans import Orphans
 from enginegate.registry import LiveEngine, Operation
+from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
@@ -165,10 +166,11 @@ class Recovery:
         by_id = {one.engine_id: one for one in seen}
         engines = self.ground.registry.engines
         self._down_asleep &= engines.keys()
-        idle = [live for live in engines.values() if live.operation is None]
-        meetings = [
-            self._meet(live, by_id.get(live.engine.engine_id) or _absent(live)) for live in idle
-        ]
+        meetings = []
+        async for live in sliced(engines.values()):
+            listed = by_id.get(live.engine.engine_id) or _absent(live)
+            if live.operation is None and not live.gone and not self._at_rest(live, listed):
+                meetings.append(self._meet(live, listed))
         await asyncio.gather(*meetings)
         self._unadopted = False
         self.orphans.remove(seen)
@@ -199,6 +201,16 @@ class Recovery:
             await self._settle(live, listed)
         else:
             await self._look(live)
+
+    def _at_rest(self, live: LiveEngine, listed: Observation) -> bool:
+        """Return whether there is nothing to do: of a large fleet that is nearly everybody."""
+        row = live.engine
+        if row.status in _HALF_WAY or row.pending_key is not None:
+            return False
+        known = row.status is not Status.SLEEPING or (
+            (row.engine_id in self._down_asleep) == (listed.presence in DOWN)
+        )
+        return known and self._agree(live, listed)
 
     def _agree(self, live: LiveEngine, seen: Observation) -> bool:
         match live.engine.status:

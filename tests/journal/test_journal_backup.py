@@ -6,7 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from journal_rig import (
+
+from enginegate.errors import JournalError
+from enginegate.journal import JournalFull, OsStorage, backup, verify
+from tests.journal.rig import (
     SEGMENT_BYTES,
     FaultyStorage,
     begun,
@@ -19,9 +22,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-
-from enginegate.errors import JournalError
-from enginegate.journal import JournalFull, OsStorage, backup, verify
 
 
 def made(directory: Path) -> Path:

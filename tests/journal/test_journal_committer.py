@@ -9,7 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from journal_rig import (
+
+from enginegate.errors import StorageUnavailableError
+from enginegate.facts import AnyFact
+from enginegate.journal import Committer, Journal
+from enginegate.journal import committer as committer_module
+from tests.journal.rig import (
     KEY,
     SEGMENT_BYTES,
     FaultyStorage,
@@ -25,11 +30,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-
-from enginegate.errors import StorageUnavailableError
-from enginegate.facts import AnyFact
-from enginegate.journal import Committer, Journal
-from enginegate.journal import committer as committer_module
 
 
 class GatedStorage(FaultyStorage):

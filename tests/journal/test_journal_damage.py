@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_rig import (
+from msgspec import msgpack
+
+from enginegate.errors import JournalError
+from enginegate.journal import frames
+from enginegate.journal.frames import Finding, Link
+from enginegate.journal.payloads import SEGMENT, FileHeader, encode_header
+from tests.journal.rig import (
     SEGMENT_BYTES,
     FaultyStorage,
     begun,
@@ -24,12 +30,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-from msgspec import msgpack
-
-from enginegate.errors import JournalError
-from enginegate.journal import frames
-from enginegate.journal.frames import Finding, Link
-from enginegate.journal.payloads import SEGMENT, FileHeader, encode_header
 
 START = Link(0, 0, 0)
 GENESIS = FileHeader(

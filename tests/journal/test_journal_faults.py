@@ -9,7 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from journal_rig import (
+
+from enginegate.errors import JournalError
+from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
+from enginegate.journal.files import filesystem_warnings
+from tests.journal.rig import (
     KEY,
     SEGMENT_BYTES,
     FaultyStorage,
@@ -27,10 +31,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-
-from enginegate.errors import JournalError
-from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
-from enginegate.journal.files import filesystem_warnings
 
 # --- the place ----------------------------------------------------------------------------------
 

@@ -8,8 +8,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from journal_rig import ManualClock, crash, no_check, product
-
 from enginegate import facts as f
 from enginegate.facts import AnyFact
 from enginegate.journal import Journal, verify
@@ -23,6 +21,7 @@ from enginegate.model import (
     SnapshotRecord,
     Status,
 )
+from tests.journal.rig import ManualClock, crash, no_check, product
 
 GOLDEN = Path(__file__).parent.parent / "data" / "journal-v1"
 KEY = "golden-key"

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from journal_rig import begun, booted, crash, note, opened, product, segments
 
 from enginegate.journal import JournalFailed, OsStorage, verify
+from tests.journal.rig import begun, booted, crash, note, opened, product, segments
 
 
 class Forgetful(OsStorage):

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from journal_rig import (
+
+from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
+from enginegate.journal.room import FLOOR_BYTES, SPARE_BYTES
+from tests.journal.rig import (
     SEGMENT_BYTES,
     FaultyStorage,
     begun,
@@ -20,9 +23,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-
-from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
-from enginegate.journal.room import FLOOR_BYTES, SPARE_BYTES
 
 
 class NarrowStorage(FaultyStorage):

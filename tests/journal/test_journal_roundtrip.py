@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from journal_rig import (
+from msgspec import Raw, msgpack
+
+from enginegate.journal import Journal, frames
+from enginegate.journal.archive import Archive
+from enginegate.journal.payloads import MAX_FACT_BYTES, encode_fact, encode_facts
+from tests.journal.rig import (
     KEY,
     SEGMENT_BYTES,
     FaultyStorage,
@@ -28,11 +33,6 @@ from journal_rig import (
     snapshots,
     tail_of,
 )
-from msgspec import Raw, msgpack
-
-from enginegate.journal import Journal, frames
-from enginegate.journal.archive import Archive
-from enginegate.journal.payloads import MAX_FACT_BYTES, encode_fact, encode_facts
 
 FACTS = st.one_of(
     st.builds(provisioned, st.integers(0, 500)),

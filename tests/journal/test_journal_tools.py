@@ -4,7 +4,12 @@ import json
 import os
 
 import pytest
-from journal_rig import (
+
+from enginegate.errors import JournalError
+from enginegate.facts import AnyFact
+from enginegate.journal import compact, dump, rekey, repair, verify
+from enginegate.model import SnapshotRecord
+from tests.journal.rig import (
     KEY,
     FaultyStorage,
     begun,
@@ -18,11 +23,6 @@ from journal_rig import (
     segments,
     snapshots,
 )
-
-from enginegate.errors import JournalError
-from enginegate.facts import AnyFact
-from enginegate.journal import compact, dump, rekey, repair, verify
-from enginegate.model import SnapshotRecord
 
 
 def fold(records: list[SnapshotRecord], facts: list[tuple[int, AnyFact]]) -> list[SnapshotRecord]:

@@ -159,6 +159,7 @@ async def test_engines_without_a_row_go_after_a_grace(gate: Any, clock: Any) -> 
     await clock.advance(61)
     gate.backend.fail("remove_orphan")
     await gate.recovery.compare()
+    await settle()
     assert "stray" in gate.backend.alive
     await gate.recovery.compare()
     await settle()
