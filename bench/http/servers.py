@@ -2,12 +2,13 @@
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 from msgspec import Struct
 
 from bench.results import ROOT
+from enginegate.backends.proc import processes, read_environ
 from enginegate.keys import new_admin_key, new_master_key
 
 PATIENCE_S = 30.0
@@ -182,11 +184,21 @@ def enginegate(directory: Path, *, config: str = "", **env: str) -> Iterator[Gat
         sys.executable, "-m", "enginegate", "serve", "--config", str(home / "config.toml"),
         "--port", str(port), "--log-level", "warning",
     ]  # fmt: skip
-    with process(command, port=port, directory=directory, **variables):
-        gate = Gate(port, admin_key)
-        _until_healthy(gate)
-        yield gate
-        gate.destroy_all()
+    try:
+        with process(command, port=port, directory=directory, **variables):
+            gate = Gate(port, admin_key)
+            _until_healthy(gate)
+            yield gate
+            gate.destroy_all()
+    finally:
+        _end_engines(home)  # engines outlive their gate: those of a pool, and of a run that failed
+
+
+def _end_engines(home: Path) -> None:
+    for stat in processes():
+        if read_environ(stat.pid).get("ENGINE_DATA_DIR", "").startswith(f"{home}/"):
+            with suppress(ProcessLookupError):
+                os.kill(stat.pid, signal.SIGKILL)
 
 
 def _until_healthy(gate: Gate) -> None:
