@@ -25,8 +25,7 @@ from tests.faults.campaign import Run, campaign, plain
 CLIENTS, USERS = 32, 4
 LANES = 2
 LIVES_S = (0.03, 0.2)  # how long a server lives under load
-RECOVERY_S = 0.5  # the bound on what the server logs of its recovery, held by the quickest tenth:
-# the clients, the other lane and whoever else is on the machine take the processors meanwhile
+RECOVERY_S = 0.5  # the bound on what the server logs of its recovery, held by the median
 RECOVERED = re.compile(r"listening ([0-9.]+) s after the journal was opened")
 BODIES = {"admit": {"auto_provision": True, "auto_wake": True}, "sleep": {"force": True}}
 ENGINE_VERBS = ("admit", "admit", "stop", "start", "sleep", "rotate-key", "destroy")
@@ -263,11 +262,10 @@ def kills(run: Run) -> str:
     if broken:
         raise broken[0]
     took_s = sorted(second for lane in lanes for second in lane.recoveries_s)
-    quick_s, middle_s = took_s[len(took_s) // 10], took_s[len(took_s) // 2]
-    assert quick_s < RECOVERY_S, f"recoveries take {quick_s:.3f} s where nothing is in the way"
+    middle_s = took_s[len(took_s) // 2]
+    assert middle_s < RECOVERY_S, f"recoveries take {middle_s:.3f} s"
     answered, checked = sum(one.answered for one in lanes), sum(one.checked for one in lanes)
     return (
         f"{answered:,} answered changes, {checked:,} checks, 0 lost,"
-        f" recovery {quick_s:.3f} s undisturbed, {middle_s:.3f} s in the middle,"
-        f" {took_s[-1]:.3f} s at most"
+        f" recovery {middle_s:.3f} s in the middle, {took_s[-1]:.3f} s at most"
     )
