@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,10 @@ class Lane:
         await asyncio.gather(*tasks)
 
     async def _until_death(self, change: Callable[[Connection], Awaitable[None]]) -> None:
-        connection = Connection(self.server.url)
-        with suppress(OSError, EOFError):
+        with closing(Connection(self.server.url)) as connection, suppress(OSError, EOFError):
             while True:
                 await change(connection)
                 self.answered += 1
-        connection.close()
 
     def admin(self) -> dict[str, str]:
         return {"x_admin_key": self.server.admin_key}
@@ -182,14 +180,13 @@ class Lane:
     # What must be there
 
     async def check(self) -> None:
-        connection = Connection(self.server.url)
-        if not self.key:
-            body = {"slug": "demo", "display_name": "Demo"}
-            _, told = await connection.ask("POST", "/products/register", body, **self.admin())
-            self.key = told["platform_api_key"]
-        await self._check_products(connection)
-        await self._check_engines(connection)
-        connection.close()
+        with closing(Connection(self.server.url)) as connection:
+            if not self.key:
+                body = {"slug": "demo", "display_name": "Demo"}
+                _, told = await connection.ask("POST", "/products/register", body, **self.admin())
+                self.key = told["platform_api_key"]
+            await self._check_products(connection)
+            await self._check_engines(connection)
 
     async def _check_products(self, connection: Connection) -> None:
         _, told = await connection.ask("GET", "/products", **self.admin())

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +113,13 @@ class Life:
         return said.endswith("\n") or (begun and not self._served())
 
     async def _script(self) -> None:
-        connection = Connection(self.server.url)
-        for number, change in enumerate((self.lane._change_product, self.lane._change_product)):
-            for _ in range(3):
-                await change(number)(connection)
-        # No sleep: a process that strace holds does not stop on SIGSTOP.
-        for verb in ("destroy", "admit", "rotate-key", "stop", "start", "destroy"):
-            await self._verb(connection, verb)
-        connection.close()
+        with closing(Connection(self.server.url)) as connection:
+            for number in range(2):
+                for _ in range(3):
+                    await self.lane._change_product(number)(connection)
+            # No sleep: a process that strace holds does not stop on SIGSTOP.
+            for verb in ("destroy", "admit", "rotate-key", "stop", "start", "destroy"):
+                await self._verb(connection, verb)
 
     async def _verb(self, connection: Connection, verb: str) -> None:
         before = self.lane.users.pop("ann", None)
@@ -158,16 +157,15 @@ class Life:
         self.server.process.wait(10)
 
     async def _look(self) -> None:
-        connection = Connection(self.server.url)
-        await self.lane._check_products(connection)
         state, key = self.lane.users.get("ann", ("", None))
-        status, row = await connection.ask("GET", "/engines/ann", x_platform_key=self.lane.key)
+        with closing(Connection(self.server.url)) as connection:
+            await self.lane._check_products(connection)
+            status, row = await connection.ask("GET", "/engines/ann", x_platform_key=self.lane.key)
         if state == "gone":
             assert status == 404, row
         elif state:
             assert row.get("status") == state, (state, row)
             assert key in (None, row["api_key"]), "an answered key is lost"
-        connection.close()
 
 
 def work(life: Life, calls: list[str], run: Run, broken: list[BaseException]) -> None:
