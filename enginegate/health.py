@@ -119,8 +119,14 @@ class HealthLoop:
             )
 
     def _suspend(self, failed: list[LiveEngine]) -> None:
-        """Leave everyone alone: so many at once are not each at fault."""
+        """Leave everyone alone: so many at once are not each at fault.
+
+        They are counted from anew, so that those who are slower to come out of it are not
+        blamed one by one.
+        """
         log.warning("%d engines failed in one sweep: restarts suspended", len(failed))
+        for live in failed:
+            live.probe_failures = 0
         self.ground.registry.note("restarts_suspended", engines=len(failed))
 
     async def verify(self, live: LiveEngine, timeout_s: float) -> bool:

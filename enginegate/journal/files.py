@@ -234,30 +234,37 @@ def _tighten_files(directory: Path) -> list[str]:
 def lock_directory(directory: Path) -> int:
     """Take the directory for this process; return the fd that holds it, for `os.close`.
 
+    The lock is on the directory itself, which nobody removes by mistake; LOCK says whose it is.
     Raises JournalError: exit code 75 where another process holds it, 78 where LOCK cannot be made.
     """
     path = directory / LOCK
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"the lock cannot be made: {error.strerror}"
         raise JournalError(message, path=str(path), exit_code=EX_CONFIG) from error
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.fchmod(note, 0o600)
+        with suppress(OSError):  # the pid is for people; a full disk takes not even that
+            os.ftruncate(note, 0)
+            os.pwrite(note, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
         os.close(fd)
         raise JournalError(
-            f"the data directory is in use by another enginegate (pid {holder})",
+            f"the data directory is in use by another enginegate (pid {_holder(note)})",
             path=str(directory),
             hint="Stop that one first, or give this one a data_dir of its own.",
             exit_code=EX_TEMPFAIL,
         ) from error
-    os.fchmod(fd, 0o600)
-    with suppress(OSError):  # the pid is for people; a full disk takes not even that
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    finally:
+        os.close(note)
     return fd
+
+
+def _holder(note: int) -> str:
+    return os.pread(note, 32, 0).decode("ascii", "replace").strip() or "unknown"
 
 
 def lock_holder(directory: Path) -> str | None:
@@ -266,13 +273,15 @@ def lock_holder(directory: Path) -> str | None:
     Makes no file and changes none, so that it can be asked of a read-only copy.
     """
     try:
-        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    except BlockingIOError:
+        with suppress(OSError):
+            return (directory / LOCK).read_text("ascii", "replace").strip() or "unknown"
+        return "unknown"
     finally:
         os.close(fd)
     return None

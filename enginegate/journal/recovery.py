@@ -32,7 +32,10 @@ from enginegate.journal.snapshot import read_records, read_snapshot_header
 from enginegate.journal.storage import Storage
 from enginegate.model import SnapshotRecord
 
-VERIFY_HINT = "Look at it with `enginegate journal verify`; nothing was changed."
+VERIFY_HINT = (
+    "Put a copy back that `enginegate journal backup` made; what is whole tells"
+    " `enginegate journal verify`. Nothing was changed."
+)
 REPAIR_HINT = "If nobody can have been told of it: `enginegate journal repair --drop-suspect-tail`."
 
 

@@ -303,6 +303,13 @@ def test_our_own_secrets_are_not_passed_through() -> None:
         DockerBackend(instance="here", env_passthrough=["ENGINEGATE_MASTER_KEY"])
 
 
+@pytest.mark.parametrize("address", ["garbage", "ssh://there", "npipe:////./pipe/docker"])
+def test_an_address_that_cannot_be_spoken_to_is_a_fault_of_configuration(address: str) -> None:
+    """It is told with what would do, before anything is asked."""
+    with pytest.raises(ConfigError, match=r"DOCKER_HOST: .*unix://"):
+        DockerBackend(instance="here", docker_host=address)
+
+
 def test_url_is_the_published_port_or_the_name_on_the_network() -> None:
     """Products on the host use the port, products on the network the container's name."""
     host = DockerBackend(instance="here", advertise_host="10.1.2.3")

@@ -47,6 +47,15 @@ def test_a_second_opener_is_turned_away(tmp_path):
         pass
 
 
+def test_a_removed_lock_file_lets_nobody_in(tmp_path):
+    """The lock is on the directory: who tidies up its file does not make two writers."""
+    with opened(tmp_path / "data"):
+        (tmp_path / "data" / "LOCK").unlink()
+        with pytest.raises(JournalError) as caught, opened(tmp_path / "data"):
+            pass
+        assert caught.value.exit_code == 75
+
+
 def test_a_killed_holder_does_not_hold_any_more(tmp_path):
     """The lock goes with its process: after kill -9 the next start succeeds at once."""
     code = (

@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 _PORT_TAKEN: Final = re.compile(r"port is already allocated|address already in use")
 # Of a start: its network was removed, or there are two of that name.
 _NETWORK_TROUBLE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST})
+_SOCKET: Final = "unix:///var/run/docker.sock"
+_SCHEMES: Final = ("unix://", "tcp://", "http://", "https://")
 _OWN_PREFIX: Final = "ENGINEGATE_"
 _LOG_LINES_MAX: Final = 10_000
 _LOG_LINE_MAX: Final = 4_096
@@ -93,6 +95,11 @@ class DockerBackend:
         docker_host: str | None = None,
         own_sources: Callable[[], Collection[tuple[str, int]]] = frozenset,
     ) -> None:
+        host = docker_host or os.environ.get("DOCKER_HOST") or _SOCKET
+        if not host.startswith(_SCHEMES):
+            raise ConfigError(
+                [f"DOCKER_HOST: {host!r} does not begin with {' or '.join(_SCHEMES)}"]
+            )
         secret = [name for name in env_passthrough if name.startswith(_OWN_PREFIX)]
         if secret:
             raise ConfigError([f"engine.env_passthrough: {name} is ours alone" for name in secret])
@@ -107,9 +114,7 @@ class DockerBackend:
         self._catalog_dir = str(Path(catalog_dir).absolute()) if catalog_dir else ""
         self._limits = limits or Limits()
         self._rotate_mode = rotate_mode
-        self._daemon = Daemon(
-            docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-        )
+        self._daemon = Daemon(host)
         self._own_sources = own_sources
         self._supplies = Supplies(self._daemon, isolated=url_mode == "host")
         self._finder = Finder(self._daemon, self._supplies, instance)
