@@ -13,6 +13,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -317,17 +318,19 @@ class Journal:
         with self._writing, self._snapshotting:
             if self._lock_fd is None:
                 return
-            try:
-                if self._segment:
-                    self.seal()
-            except JournalFailed:
-                log.warning("the last seal could not be written; nothing is lost by that")
-            finally:
-                if self._segment:
-                    self._segment.close()
-                self._condition.close()
-                os.close(self._lock_fd)
+            with ExitStack() as leaving:  # whatever fails on the way, the directory is free again
+                leaving.callback(os.close, self._lock_fd)
                 self._lock_fd = None
+                leaving.callback(self._condition.close)
+                if self._segment:
+                    leaving.callback(self._segment.close)
+                    self._last_seal()
+
+    def _last_seal(self) -> None:
+        try:
+            self.seal()
+        except JournalFailed:
+            log.warning("the last seal could not be written; nothing is lost by that")
 
     def history(self, *, before: int | None = None) -> Iterator[tuple[int, AnyFact]]:
         """Yield durable facts with their numbers, newest first, over all segments on disk.

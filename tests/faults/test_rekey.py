@@ -249,7 +249,6 @@ def test_killed_at_every_operation_of_the_rewriting_nothing_is_lost(tmp_path: Pa
             mount.crash_at = step
             with suppress(SimulatedCrash):
                 rekey(tmp_path, "new", fold, older_key_ids=["old"], storage=mount)
-            (tmp_path / "LOCK").unlink()  # as the kernel lets go of it for a killed process
             if share is not None:
                 disk.cut_power(share)
             again = opened(disk.mount(), tmp_path, "new", "old")

@@ -76,6 +76,8 @@ def test_verify_says_who_is_using_the_directory(data):
     """A directory in use can be verified; the report names the holder."""
     with opened(data):
         assert verify(data).in_use_by == str(os.getpid())
+        (data / "LOCK").unlink()
+        assert verify(data).in_use_by == "unknown"
     assert verify(data).in_use_by is None
 
 
