@@ -324,13 +324,10 @@ class Journal:
                 leaving.callback(self._condition.close)
                 if self._segment:
                     leaving.callback(self._segment.close)
-                    self._last_seal()
-
-    def _last_seal(self) -> None:
-        try:
-            self.seal()
-        except JournalFailed:
-            log.warning("the last seal could not be written; nothing is lost by that")
+                    try:
+                        self.seal()
+                    except JournalFailed:
+                        log.warning("the last seal could not be written; nothing is lost by that")
 
     def history(self, *, before: int | None = None) -> Iterator[tuple[int, AnyFact]]:
         """Yield durable facts with their numbers, newest first, over all segments on disk.
