@@ -24,11 +24,15 @@ class UnableError(Exception):
 
 @dataclass
 class Run:
-    """One run of a campaign: how much it is to do, and by when it stops at the latest."""
+    """One run of a campaign: how much it is to do, and by when it stops at the latest.
+
+    `every` is for those that go through all of a list in one round: take every so many-th.
+    """
 
     count: int
     deadline: float = float("inf")
     name: str = ""
+    every: int = 1
     done: int = 0
     began: float = field(default_factory=time.monotonic)
     shown: float = field(default_factory=time.monotonic)

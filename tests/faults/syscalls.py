@@ -176,7 +176,7 @@ def work(life: Life, calls: list[str], run: Run, broken: list[BaseException]) ->
             call, k = calls.pop(0), 1
             while not run.late and life.die_at(call, k):
                 life.killed += 1
-                k += 1
+                k += run.every
     except BaseException as error:  # noqa: BLE001 - told by the thread that waits
         broken.append(error)
     finally:
@@ -186,7 +186,7 @@ def work(life: Life, calls: list[str], run: Run, broken: list[BaseException]) ->
 
 @campaign("syscalls", "SIGKILL at every write, sync and rename of a life", ci=1, long=1)
 def die_at_every_call(run: Run) -> str:
-    """F2: all k of all kinds, 0 violations. One round is all of them."""
+    """F2: all k of all kinds, or every so many-th; 0 violations. One round is all of them."""
     if not strace_works():
         raise UnableError("strace is not here, or may not trace")
     calls, broken, lives = list(CALLS), list[BaseException](), []
@@ -206,4 +206,5 @@ def die_at_every_call(run: Run) -> str:
     killed = sum(life.killed for life in lives)
     assert not calls, f"the time was over before {', '.join(calls)}"
     run.advance(1)
-    return f"{killed} kills, one at each of {', '.join(CALLS)}, 0 violations"
+    each = "each" if run.every == 1 else f"every {run.every}th"
+    return f"{killed} kills, one at {each} of {', '.join(CALLS)}, 0 violations"

@@ -20,7 +20,7 @@ SHARE = 1 if os.environ.get("ENGINEGATE_REQUIRE_FAULTS") == "1" else 10
 def test_campaign(name: str, capsys: Any) -> None:
     """Nothing is lost, nothing is half there, no start is refused."""
     one = load()[name]
-    run = Run(max(one.ci // SHARE, 1), time.monotonic() + CI_LIMIT_S, name)
+    run = Run(max(one.ci // SHARE, 1), time.monotonic() + CI_LIMIT_S, name, every=SHARE)
     try:
         figures = one.run(run)
     except UnableError as why:
