@@ -413,7 +413,9 @@ class FakeBackend:
             engine = self.alive.get(engine_id)
             return [] if engine is None or engine.spec.port != port else list(engine.connections)
 
-    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None:
+    async def put_key(
+        self, engine_id: str, key_hashes: Sequence[str], *, first: bool = False
+    ) -> None:
         async with self._call("put_key", engine_id):
             engine = self.world.engines.get(engine_id)
             if engine is None:

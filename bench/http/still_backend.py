@@ -75,7 +75,9 @@ class StillBackend:
     async def connections(self, engine_id: str, *, port: int) -> Sequence[Connection]:  # noqa: ARG002
         return []
 
-    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None: ...
+    async def put_key(
+        self, engine_id: str, key_hashes: Sequence[str], *, first: bool = False
+    ) -> None: ...
 
     async def watch(self) -> AsyncIterator[BackendEvent]:
         await asyncio.Event().wait()

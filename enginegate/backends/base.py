@@ -202,8 +202,10 @@ class Backend(Protocol):
         """Return the established connections to its port, our own probes excepted."""
         ...
 
-    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None:
-        """Replace the engine's key file, atomically."""
+    async def put_key(
+        self, engine_id: str, key_hashes: Sequence[str], *, first: bool = False
+    ) -> None:
+        """Replace the engine's key file, never half of it; `first`: there is none to replace."""
         ...
 
     def watch(self) -> AsyncIterator[BackendEvent]:

@@ -208,7 +208,13 @@ class ProcessBackend:
         ours = self._own_sources()
         return [Connection(one.quiet_s) for one in found if (one.address, one.port) not in ours]
 
-    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None:
+    async def put_key(
+        self,
+        engine_id: str,
+        key_hashes: Sequence[str],
+        *,
+        first: bool = False,  # noqa: ARG002 - a rename does for both
+    ) -> None:
         """Replace the key file, and remember that the running process has these now."""
         async with self._turn(engine_id) as slot:
             if slot.record is None:

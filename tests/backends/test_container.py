@@ -246,12 +246,20 @@ def test_an_answer_that_is_none_is_refused(changes: dict[str, Any]) -> None:
 def test_key_archive_holds_one_hash_per_line() -> None:
     """The key file is small, readable by the container's user, and no more than hashes."""
     with tarfile.open(fileobj=io.BytesIO(key_archive(".enginegate/key_hash", [HASH, HASH]))) as tar:
-        folder, file = tar.getmembers()
-        content = tar.extractfile(file)
+        folder, file, link = tar.getmembers()
+        content = tar.extractfile(link)
         assert content is not None
         assert content.read().decode() == f"{HASH}\n{HASH}\n"
     assert (folder.name, folder.isdir(), folder.mode) == (".enginegate", True, 0o755)
-    assert (file.name, file.mode, file.uid) == (".enginegate/key_hash", 0o644, 0)
+    assert (file.mode, file.uid) == (0o644, 0)
+    assert (link.name, link.linkname) == (".enginegate/key_hash", file.name)
+
+
+def test_a_key_archive_to_be_renamed_leaves_the_old_file_alone() -> None:
+    """It stages the new content; what an engine reads changes with the rename."""
+    archive = key_archive(".enginegate/key_hash", [HASH], linked=False)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert tar.getnames() == [".enginegate", ".enginegate/key_hash.new"]
 
 
 def test_key_archive_takes_hashes_only() -> None:

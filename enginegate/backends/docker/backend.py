@@ -44,12 +44,7 @@ from enginegate.backends.docker.daemon import Daemon
 from enginegate.backends.docker.finding import Finder, within
 from enginegate.backends.docker.supplies import Supplies
 from enginegate.config import Limits
-from enginegate.errors import (
-    BackendError,
-    ConfigError,
-    ImageUnavailableError,
-    PortTakenError,
-)
+from enginegate.errors import BackendError, ConfigError, ImageUnavailableError, PortTakenError
 from enginegate.policy import valid_image_reference
 from enginegate.sockets import Established
 
@@ -268,16 +263,18 @@ class DockerBackend:
         own = self._own_sources()  # asked last: a probe may have connected meanwhile
         return peers.connections(seen, host, gateways=found.gateways, own=own)
 
-    async def put_key(self, engine_id: str, key_hashes: Sequence[str]) -> None:
-        """Replace the key file: by a rename where the image has `mv` and may, else by unpacking.
+    async def put_key(
+        self, engine_id: str, key_hashes: Sequence[str], *, first: bool = False
+    ) -> None:
+        """Replace the key file: by a rename where the image has `mv` and may, else by a link.
 
-        Unpacking leaves a moment in which the file is missing or empty.
+        Linking leaves a moment in which the file is missing; it is never half written.
         """
         ask = _ask("put_key", engine_id, Priority.RESTART)
         found = await self._find(ask)
         if found is None:
             raise BackendError(ask.operation, engine_id, "it does not exist")
-        await self._supplies.key(ask, found, key_hashes)
+        await self._supplies.key(ask, found, key_hashes, first=first)
 
     def watch(self) -> AsyncIterator[BackendEvent]:
         return events.watch(self._daemon, self._instance, self._ended_life)

@@ -186,19 +186,27 @@ def _profile(limits: Limits) -> dict[str, Any]:
     }
 
 
-def key_archive(path: str, key_hashes: Sequence[str]) -> bytes:
-    """Return a tar of the key file and its folder; hashes open nothing, so all may read them."""
+def key_archive(path: str, key_hashes: Sequence[str], *, linked: bool = True) -> bytes:
+    """Return a tar of the key file and its folder; hashes open nothing, so all may read them.
+
+    The content is that of `{path}.new`; `path` is `linked` to it once it is whole. An engine
+    that reads while Docker unpacks so finds the whole file or none, never half of one.
+    """
     if not all(map(_SHA256.fullmatch, key_hashes)):
         raise ValueError("a key hash is not a SHA-256 in hex")
     content = "".join(f"{key_hash}\n" for key_hash in key_hashes).encode("ascii")
     folder = tarfile.TarInfo(path.rpartition("/")[0])
     folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, time.time()
-    file = tarfile.TarInfo(path)
+    file = tarfile.TarInfo(f"{path}.new")
     file.size, file.mode, file.mtime = len(content), 0o644, folder.mtime
+    link = tarfile.TarInfo(path)
+    link.type, link.linkname, link.mode, link.mtime = tarfile.LNKTYPE, file.name, 0o644, file.mtime
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.addfile(folder)
         tar.addfile(file, io.BytesIO(content))
+        if linked:
+            tar.addfile(link)
     return packed.getvalue()
 
 

@@ -94,11 +94,17 @@ class Supplies:
         labels = {ENGINE_ID: wanted.engine_id, INSTANCE: wanted.instance}
         await self._daemon.create_volume(ask, name, labels)
 
-    async def key(self, ask: Ask, found: Container, key_hashes: Sequence[str]) -> None:
-        """Replace the key file: by a rename where the image has `mv` and may, else by unpacking."""
+    async def key(
+        self, ask: Ask, found: Container, key_hashes: Sequence[str], *, first: bool = False
+    ) -> None:
+        """Replace the key file: by a rename where the image has `mv` and may, else by a link.
+
+        The link is also for the `first` one, where there is nothing to replace.
+        """
         box, path = found.container_id, KEY_FILE
-        if found.presence is Presence.RUNNING:
-            await self._daemon.put(ask, box, DATA_DIR, key_archive(f"{path}.new", key_hashes))
+        if found.presence is Presence.RUNNING and not first:
+            staged = key_archive(path, key_hashes, linked=False)
+            await self._daemon.put(ask, box, DATA_DIR, staged)
             move = ["mv", "-f", f"{DATA_DIR}/{path}.new", f"{DATA_DIR}/{path}"]
             try:
                 code, _ = await self._daemon.run(ask, box, move)
