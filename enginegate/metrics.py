@@ -14,6 +14,12 @@ MINUTE_S = 60
 
 _KIND_OF_BOOT = {"provision": "provision", "start": "start", "auto_restart": "restart"}
 _BOOTS = frozenset(_KIND_OF_BOOT.values())
+_KIND_OF: dict[type[f.AnyFact], str] = {
+    f.Claimed: "provision",
+    f.Woken: "wake",
+    f.Slept: "sleep",
+    f.Destroyed: "destroy",
+}
 
 
 class Tally:
@@ -70,18 +76,10 @@ def kind_of(fact: f.AnyFact) -> str | None:
     match fact:
         case f.Booted():
             return _KIND_OF_BOOT[fact.via]
-        case f.Claimed():
-            return "provision"
         case f.Failed():
             return "crash" if fact.during == "running" else None
-        case f.Woken():
-            return "wake"
-        case f.Slept():
-            return "sleep"
-        case f.Destroyed():
-            return "destroy"
         case _:
-            return None
+            return _KIND_OF.get(type(fact))
 
 
 class Summary(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ the table does not list for the engine's state is refused; legality is looked up
 never coded. The README's state diagram is printed from this table.
 """
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec.structs import replace
 
@@ -113,12 +113,11 @@ def evolve(engine: Engine | None, fact: EngineChange) -> Engine | None:
         after = TABLE[type(fact)][before]
     except KeyError:
         raise IllegalTransitionError(fact, before) from None
-    if isinstance(fact, f.Provisioned | f.Claimed):
-        assert after is not None
-        return _born(fact, after)
     if after is None:
         return None
-    assert engine is not None
+    if engine is None:
+        assert isinstance(fact, f.Provisioned | f.Claimed)
+        return _born(fact, after)
     return _changed(engine, after, fact)
 
 
@@ -140,47 +139,48 @@ def _born(fact: f.Provisioned | f.Claimed, status: Status) -> Engine:
     )
 
 
-def _changed(  # noqa: C901 - one flat case per fact, none of them branches
-    engine: Engine, after: Status, fact: EngineChange
-) -> Engine:
+def _changed(engine: Engine, after: Status, fact: EngineChange) -> Engine:
+    changes = _changes(engine, fact)
     if after is not engine.status:
-        engine = replace(engine, status=after, changed_at_ms=fact.at_ms, deep=False)
+        changes = {"status": after, "changed_at_ms": fact.at_ms, "deep": False, **changes}
+    return replace(engine, **changes)
+
+
+def _changes(engine: Engine, fact: EngineChange) -> dict[str, Any]:  # noqa: C901 - one flat case per fact, none of them branches
+    """Return the fields that the fact sets, beside those that every change of state does."""
     match fact:
-        case f.Booted():
-            return _in_service(engine, fact, keep_attempts=fact.via == "auto_restart")
         case f.Woken():
             return _in_service(engine, fact, keep_attempts=True)
         case f.Slept():
-            return replace(engine, reason=fact.reason)
+            return {"reason": fact.reason}
+        case f.Booted():
+            return _in_service(engine, fact, keep_attempts=fact.via == "auto_restart")
         case f.Deepened():
-            return replace(engine, deep=True)
+            return {"deep": True}
         case f.Stopped():
-            return replace(engine, restart_at_ms=None, restart_attempts=0, reason="request")
+            return {"restart_at_ms": None, "restart_attempts": 0, "reason": "request"}
         case f.Failed():
-            return replace(
-                engine,
-                restart_at_ms=fact.restart_at_ms,
-                restart_attempts=fact.restart_attempts,
-                reason=fact.reason,
-            )
+            return {
+                "restart_at_ms": fact.restart_at_ms,
+                "restart_attempts": fact.restart_attempts,
+                "reason": fact.reason,
+            }
         case f.RestartBegun():
-            return replace(engine, restart_attempts=fact.attempt)
+            return {"restart_attempts": fact.attempt}
         case f.RestartFailed():
-            return replace(engine, restart_at_ms=fact.restart_at_ms, reason=fact.reason)
-        case f.RestartsGivenUp():
-            return replace(engine, restart_at_ms=None)
+            return {"restart_at_ms": fact.restart_at_ms, "reason": fact.reason}
+        case f.RestartsGivenUp() | f.DestroyBegun():
+            return {"restart_at_ms": None}
         case f.VersionChanged():
-            return replace(engine, engine_version=fact.engine_version)
+            return {"engine_version": fact.engine_version}
         case f.PortMoved():
-            return replace(engine, port=fact.port)
+            return {"port": fact.port}
         case f.KeyRotationBegun():
-            return replace(engine, pending_key=PendingKey(fact.sealed_key, fact.key_hash))
+            return {"pending_key": PendingKey(fact.sealed_key, fact.key_hash)}
         case f.KeyRotated():
             return _with_new_key(engine, fact)
         case f.KeyRotationFailed():
-            return replace(engine, pending_key=None)
-        case f.DestroyBegun():
-            return replace(engine, restart_at_ms=None)
+            return {"pending_key": None}
         case (
             f.Provisioned() | f.Claimed() | f.Destroyed()
         ):  # pragma: no cover - evolve has answered these
@@ -189,31 +189,29 @@ def _changed(  # noqa: C901 - one flat case per fact, none of them branches
             assert_never(fact)
 
 
-def _in_service(engine: Engine, fact: f.Booted | f.Woken, *, keep_attempts: bool) -> Engine:
+def _in_service(engine: Engine, fact: f.Booted | f.Woken, *, keep_attempts: bool) -> dict[str, Any]:
     thawed = isinstance(fact, f.Woken) and fact.tier == "frozen"
-    return replace(
-        engine,
-        incarnation=engine.incarnation + 1,
-        healthy_at_ms=fact.at_ms,
-        booted_at_ms=engine.booted_at_ms if thawed else fact.at_ms,
-        restart_at_ms=None,
-        restart_attempts=engine.restart_attempts if keep_attempts else 0,
-        reason="",
-    )
+    return {
+        "incarnation": engine.incarnation + 1,
+        "healthy_at_ms": fact.at_ms,
+        "booted_at_ms": engine.booted_at_ms if thawed else fact.at_ms,
+        "restart_at_ms": None,
+        "restart_attempts": engine.restart_attempts if keep_attempts else 0,
+        "reason": "",
+    }
 
 
-def _with_new_key(engine: Engine, fact: f.KeyRotated) -> Engine:
+def _with_new_key(engine: Engine, fact: f.KeyRotated) -> dict[str, Any]:
     pending = engine.pending_key
     assert pending is not None
-    return replace(
-        engine,
-        sealed_key=pending.sealed_key,
-        key_hash=pending.key_hash,
-        pending_key=None,
-        old_key_hash=engine.key_hash if fact.old_key_until_ms else None,
-        old_key_until_ms=fact.old_key_until_ms,
-        incarnation=engine.incarnation + 1,
-    )
+    return {
+        "sealed_key": pending.sealed_key,
+        "key_hash": pending.key_hash,
+        "pending_key": None,
+        "old_key_hash": engine.key_hash if fact.old_key_until_ms else None,
+        "old_key_until_ms": fact.old_key_until_ms,
+        "incarnation": engine.incarnation + 1,
+    }
 
 
 def diagram() -> str:

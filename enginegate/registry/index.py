@@ -94,10 +94,10 @@ class Index:
 
     def install(self, fact: f.AnyFact, after: Engine | None) -> None:
         """Make a durable fact visible; `after` is what it made of the engine's row."""
-        if isinstance(fact, f.ProductFact):
-            self._install_product(fact)
-        elif isinstance(fact, f.EngineFact):
+        if isinstance(fact, f.EngineFact):
             self._install_engine(fact, after)
+        elif isinstance(fact, f.ProductFact):
+            self._install_product(fact)
         elif isinstance(fact, f.SpareBegun):
             self.spares.add(
                 Spare(
@@ -113,13 +113,13 @@ class Index:
             self.ports.release(self.spares.remove(fact.engine_id).port)
 
     def _install_engine(self, fact: f.EngineFact, after: Engine | None) -> None:
-        if isinstance(fact, f.Provisioned | f.Claimed):
+        live = self.engines.get(fact.engine_id)
+        if live is None:
             assert after is not None
             if isinstance(fact, f.Claimed):
                 self.spares.remove(fact.engine_id)  # its port goes with it
             self._add_engine(after)
             return
-        live = self.engines[fact.engine_id]
         if after is None:
             self._remove_engine(live)
             return

@@ -334,8 +334,10 @@ class Registry:
     # Folds
 
     def _count(self, fact: f.AnyFact) -> None:
-        if isinstance(fact, f.EngineFact) and fact.product_id in self.products:
-            self.products[fact.product_id].tally.count(fact)
+        if isinstance(fact, f.EngineFact):
+            owner = self.products.get(fact.product_id)
+            if owner is not None:
+                owner.tally.count(fact)
 
     def _tell(self, fact: f.AnyFact) -> None:
         for live in self._concerned(fact):
