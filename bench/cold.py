@@ -17,7 +17,7 @@ from bench.http import servers
 from bench.http.servers import Gate
 from bench.measure import figure, interleaved, ratio
 from bench.results import Result
-from enginegate.backends.process import SAMPLE_COMMAND
+from enginegate.backends.process_launch import SAMPLE_COMMAND
 from enginegate.keys import digest_hex, new_engine_key
 
 NAME = "cold"

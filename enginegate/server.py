@@ -301,7 +301,8 @@ def make_backend(config: Config, instance: str, probe: Probe) -> Backend:
             rotate_mode=engine.rotate_mode,
             own_sources=lambda: probe.sources,
         )
-    from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
+    from enginegate.backends.process import ProcessBackend
+    from enginegate.backends.process_launch import SAMPLE_COMMAND
 
     return ProcessBackend(
         data_dir=config.data_path,

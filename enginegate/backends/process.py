@@ -8,13 +8,12 @@ Needs Linux 5.4 or later.
 
 import asyncio
 import signal
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -29,17 +28,10 @@ from enginegate.backends.base import (
     Usage,
 )
 from enginegate.backends.process_files import NO_ROOM, Files, Record
-from enginegate.backends.process_launch import Launcher, base_environ, checked
+from enginegate.backends.process_launch import SAMPLE_COMMAND, Launcher, base_environ, checked
 from enginegate.backends.process_life import Life, sweep
 from enginegate.backends.process_slot import Slot, required, to_the_end, within
 from enginegate.errors import BackendError, NoRoomError, NotRunningError
-
-SAMPLE_COMMAND: Final[list[str]] = [
-    sys.executable,
-    "-I",  # neither the caller's directory nor PYTHON variables reach it
-    "-S",  # no site-packages: it starts in half the time
-    str(Path(__file__).resolve().parents[1] / "sample_engine.py"),
-]
 
 P = ParamSpec("P")
 T = TypeVar("T")

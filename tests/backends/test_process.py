@@ -18,7 +18,8 @@ import uvloop
 
 from enginegate.backends import proc, process, process_files, process_launch, process_life
 from enginegate.backends.base import EngineSpec, Presence
-from enginegate.backends.process import SAMPLE_COMMAND, ProcessBackend
+from enginegate.backends.process import ProcessBackend
+from enginegate.backends.process_launch import SAMPLE_COMMAND
 from enginegate.errors import BackendError, ConfigError, DataLostError, PortTakenError
 from enginegate.probe import Probe
 from tests.backends.conftest import Make, ProcessHarness

@@ -17,7 +17,7 @@ import pytest
 
 from enginegate import sample_engine
 from enginegate.backends.base import Presence
-from enginegate.backends.process import SAMPLE_COMMAND
+from enginegate.backends.process_launch import SAMPLE_COMMAND
 from tests.backends.conftest import Make, ProcessHarness
 from tests.backends.contract import KEY, OTHER_KEY, eventually, free_port, key_hash
 
