@@ -73,13 +73,12 @@ class Tally:
 
 def kind_of(fact: f.AnyFact) -> str | None:
     """Return what the fact counts as in metrics, None where it counts as nothing."""
-    match fact:
-        case f.Booted():
-            return _KIND_OF_BOOT[fact.via]
-        case f.Failed():
-            return "crash" if fact.during == "running" else None
-        case _:
-            return _KIND_OF.get(type(fact))
+    kind = _KIND_OF.get(type(fact))
+    if kind is not None:
+        return kind
+    if isinstance(fact, f.Booted):
+        return _KIND_OF_BOOT[fact.via]
+    return "crash" if isinstance(fact, f.Failed) and fact.during == "running" else None
 
 
 class Summary(Struct, frozen=True, kw_only=True):

@@ -12,6 +12,8 @@ from msgspec import Struct
 class Status(StrEnum):
     """The six states of an engine; a destroyed engine has no row and no state."""
 
+    __hash__ = str.__hash__  # an Enum's own is in Python, and the table is asked at every fact
+
     PROVISIONING = "provisioning"
     RUNNING = "running"
     SLEEPING = "sleeping"

@@ -142,7 +142,7 @@ def _born(fact: f.Provisioned | f.Claimed, status: Status) -> Engine:
 def _changed(engine: Engine, after: Status, fact: EngineChange) -> Engine:
     changes = _changes(engine, fact)
     if after is not engine.status:
-        changes = {"status": after, "changed_at_ms": fact.at_ms, "deep": False, **changes}
+        changes["status"], changes["changed_at_ms"], changes["deep"] = after, fact.at_ms, False
     return replace(engine, **changes)
 
 

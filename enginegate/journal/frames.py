@@ -33,6 +33,7 @@ _HEAD = Struct("<4sBBHQIII")
 _HEADER = Struct("<4sBBHQIIII")
 _ALIGN = 8
 _ZEROS = bytes(_ALIGN)
+_ZERO_BLOCK = bytes(4096)
 
 
 class Link(NamedTuple):
@@ -142,12 +143,21 @@ def walk(data: bytes, link: Link, offset: int = 0) -> Iterator[Frame]:
         sequence, chain, seed, offset = number, crc, seed or crc, end
 
 
+def _used(data: bytes) -> int:
+    """Return the length without the zeros at the end, passed over by whole blocks."""
+    end = len(data)
+    while data.endswith(_ZERO_BLOCK, 0, end):
+        end -= len(_ZERO_BLOCK)
+    start = max(end - len(_ZERO_BLOCK), 0)
+    return start + len(data[start:end].rstrip(b"\0"))
+
+
 def judge(data: bytes, link: Link, offset: int) -> Verdict:
     """Say what the bytes from `offset` on are, where `walk` found no whole frame to follow `link`.
 
     `data` is the last segment, read whole and not shorter than it was made.
     """
-    used = len(data.rstrip(b"\0"))
+    used = _used(data)
     if used <= offset:
         return Verdict(Finding.CLEAN, "nothing but zeros to the end", offset)
     header = header_at(data, offset, link.seed)

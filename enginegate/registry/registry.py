@@ -33,7 +33,6 @@ from enginegate.transitions import IllegalTransitionError, evolve
 log = logging.getLogger(__name__)
 
 EX_CONFIG = 78
-HOLDING = frozenset({f.Provisioned, f.Claimed, f.PortMoved, f.SpareBegun, f.ProductRegistered})
 
 
 class Writer(Protocol):
@@ -305,22 +304,38 @@ class Registry:
             ) from error
 
     def _load(self, snapshot: Iterable[SnapshotRecord], tail: list[tuple[int, f.AnyFact]]) -> None:
+        """Fold rows first and build the fleet of those that are left: once, not at every fact."""
+        rows: dict[str, Engine] = {}
         for record in snapshot:
-            self.index.restore(record)
-        untold = len(tail) - RECENT_MAX  # older entries are read from disk when they are asked for
-        for position, (number, fact) in enumerate(tail):
+            if isinstance(record, Engine):
+                rows[record.engine_id] = record
+            else:
+                self.index.restore(record)
+        for number, fact in tail:
             try:
-                after = self._follow(fact)
+                self._refold(rows, fact)
             except IllegalTransitionError as error:
                 raise JournalError(
                     f"fact {number}: {error}", path="journal", hint="Run `enginegate journal dump`."
                 ) from error
-            if type(fact) in HOLDING:
-                self._hold(fact)
-            self.index.install(fact, after)
-            self._count(fact)
-            if position >= untold:
-                self.trail.add(number, fact, tell=False)
+        for number, fact in tail[-RECENT_MAX:]:  # older ones are read from disk when asked for
+            self.trail.add(number, fact, tell=False)
+        for engine in rows.values():
+            self.index.restore(engine)
+
+    def _refold(self, rows: dict[str, Engine], fact: f.AnyFact) -> None:
+        if not isinstance(fact, f.EngineFact):
+            self._hold(fact)
+            self.index.install(fact, None)
+            return
+        after = evolve(rows.get(fact.engine_id), fact)
+        if after is None:
+            del rows[fact.engine_id]
+        else:
+            rows[fact.engine_id] = after
+        if type(fact) is f.Claimed:
+            self.ports.release(self.spares.remove(fact.engine_id).port)  # its row holds it now
+        self._count(fact)
 
     def attach(self, writer: Writer, journal: State) -> None:
         """Say where facts go from now on, and who knows whether they can."""
