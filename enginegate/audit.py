@@ -8,7 +8,7 @@ from enginegate import facts as f
 from enginegate.model import Outcome
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class Entry(Struct, gc=False, frozen=True, kw_only=True):
     """One line of the audit trail; `id` is the fact's number and only grows."""
 
     id: int

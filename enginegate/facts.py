@@ -12,7 +12,7 @@ from msgspec import Struct
 from enginegate.model import Outcome, Policy
 
 
-class Fact(Struct, frozen=True, kw_only=True, tag_field="t"):
+class Fact(Struct, gc=False, frozen=True, kw_only=True, tag_field="t"):
     """What all facts carry: when (ms since the epoch) and by whom.
 
     `actor` is `system`, `admin` or the product's slug. `duration_ms` is how long

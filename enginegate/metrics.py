@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter, deque
+from collections.abc import Iterator
 
 from msgspec import Struct
 
@@ -10,6 +11,7 @@ from enginegate.model import Counters, Sample
 
 HOUR_MS = 3_600_000
 SAMPLES_MAX = 100_000  # bounds memory and snapshot under a crash storm
+SAMPLES_A_RECORD = 20  # makes it as long as an engine's
 MINUTE_S = 60
 
 _KIND_OF_BOOT = {"provision": "provision", "start": "start", "auto_restart": "restart"}
@@ -32,6 +34,10 @@ class Tally:
         self.total_destroys = 0
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
 
+    @property
+    def empty(self) -> bool:
+        return not (self.total_provisions or self.total_destroys or self.samples)
+
     def count(self, fact: f.AnyFact) -> str | None:
         """Fold one fact in and return the kind it counted as, None for none."""
         kind = kind_of(fact)
@@ -41,21 +47,32 @@ class Tally:
             self.total_destroys += 1
         if kind is not None:
             self.samples.append(Sample(fact.at_ms, kind, fact.duration_ms))
+            if self.samples[0].at_ms <= fact.at_ms - HOUR_MS:
+                self._forget(fact.at_ms - HOUR_MS, most=2)  # so that no reader has all to forget
         return kind
 
     def last_hour(self, now_ms: int) -> list[Sample]:
         """Return the samples of the last hour, and forget those before."""
-        while self.samples and self.samples[0].at_ms <= now_ms - HOUR_MS:
-            self.samples.popleft()
+        self._forget(now_ms - HOUR_MS, most=SAMPLES_MAX)
         return list(self.samples)
 
-    def counters(self, product_id: str, now_ms: int) -> Counters:
-        return Counters(
-            product_id=product_id,
-            total_provisions=self.total_provisions,
-            total_destroys=self.total_destroys,
-            samples=tuple(self.last_hour(now_ms)),
-        )
+    def _forget(self, until_ms: int, *, most: int) -> None:
+        """Drop the oldest samples up to this time, but no more than `most`."""
+        samples = self.samples
+        while most and samples and samples[0].at_ms <= until_ms:
+            samples.popleft()
+            most -= 1
+
+    def counters(self, product_id: str, now_ms: int) -> Iterator[Counters]:
+        """Yield it as records, the same totals in each: one with all samples would be long."""
+        samples = self.last_hour(now_ms)
+        for first in range(0, max(len(samples), 1), SAMPLES_A_RECORD):
+            yield Counters(
+                product_id=product_id,
+                total_provisions=self.total_provisions,
+                total_destroys=self.total_destroys,
+                samples=tuple(samples[first : first + SAMPLES_A_RECORD]),
+            )
 
     def absorb(self, other: "Tally") -> None:
         """Take over the counts of a product that is going."""

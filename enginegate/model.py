@@ -2,6 +2,9 @@
 
 Wall-clock times are integers, milliseconds since the Unix epoch (`..._at_ms`):
 they survive a restart, compare exactly, and are never used to wait.
+
+Nothing here refers back to what refers to it, so the garbage collector need not look
+(`gc=False`): a walk over the rows of a large fleet would hold up every admit.
 """
 
 from enum import StrEnum
@@ -30,7 +33,7 @@ class Outcome(StrEnum):
     DENIED = "denied"
 
 
-class Policy(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Policy(Struct, gc=False, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a product may do; None means no limit of its own."""
 
     max_engines: int | None = None
@@ -39,7 +42,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     idle_sleep_s: float | None = None
 
 
-class Product(Struct, frozen=True, kw_only=True, tag_field="t", tag="product"):
+class Product(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="product"):
     """A tenant. Only digests of its platform keys are kept."""
 
     product_id: str
@@ -53,14 +56,14 @@ class Product(Struct, frozen=True, kw_only=True, tag_field="t", tag="product"):
     deleting: bool = False
 
 
-class PendingKey(Struct, frozen=True):
+class PendingKey(Struct, gc=False, frozen=True):
     """The key a rotation under way wants to bring into force."""
 
     sealed_key: str
     key_hash: str
 
 
-class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
+class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     """One user's engine, as the journal knows it.
 
     `incarnation` rises each time the engine comes (back) into service, so that a
@@ -92,7 +95,7 @@ class Engine(Struct, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     deep: bool = False
 
 
-class Spare(Struct, frozen=True, kw_only=True, tag_field="t", tag="spare"):
+class Spare(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="spare"):
     """An engine booted in advance: it has everything but a user."""
 
     engine_id: str
@@ -103,7 +106,7 @@ class Spare(Struct, frozen=True, kw_only=True, tag_field="t", tag="spare"):
     created_at_ms: int
 
 
-class Sample(Struct, frozen=True, array_like=True):
+class Sample(Struct, gc=False, frozen=True, array_like=True):
     """One counted happening: when, what kind, and how long it took (None: no duration)."""
 
     at_ms: int
@@ -111,7 +114,7 @@ class Sample(Struct, frozen=True, array_like=True):
     duration_ms: float | None
 
 
-class Counters(Struct, frozen=True, kw_only=True, tag_field="t", tag="counters"):
+class Counters(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="counters"):
     """What a product's metrics need from the past: totals for ever, samples of the last hour."""
 
     product_id: str

@@ -43,7 +43,7 @@ from enginegate.tiers import TierLoop
 log = logging.getLogger(__name__)
 
 SECOND_S = 1.0
-SWITCH_S = 0.0005  # a thread at work (snapshot, history) makes the event loop wait no longer
+SWITCH_S = 0.0002  # a thread at work (snapshot, history) makes the event loop wait no longer
 RETAIN_EVERY_S = 3600.0
 
 Ready = Callable[[str], None]
@@ -59,7 +59,6 @@ def serve(config: Config, secrets: Secrets, ready: Ready) -> int:
     """
     if not __debug__:
         raise SystemExit("enginegate does not run under python -O: its asserts are its invariants")
-    sys.setswitchinterval(SWITCH_S)
     _runner()(Server(config, secrets).run(ready))
     return 0
 
@@ -93,6 +92,8 @@ class Server:
             closing.callback(journal.close)
             gc.disable()  # until the fleet is built: it would walk, again and again, what is kept
             closing.callback(gc.enable)
+            closing.callback(sys.setswitchinterval, sys.getswitchinterval())
+            sys.setswitchinterval(SWITCH_S)
             inherited = listening.inherited()
             self.inherited = inherited is not None
             address = self.config.server.host, self.config.server.port
@@ -111,7 +112,7 @@ class Server:
                 journal,
                 apply=registry.apply,
                 abandon=registry.abandon,
-                snapshot_source=registry.snapshot,
+                snapshot_source=registry.records,
             )
             registry.attach(committer, journal)
             closing.push_async_callback(backend.close)

@@ -166,7 +166,9 @@ class Gate:
 
 
 @contextmanager
-def enginegate(directory: Path, *, config: str = "", **env: str) -> Iterator[Gate]:
+def enginegate(
+    directory: Path, *, config: str = "", module: str = "enginegate", **env: str
+) -> Iterator[Gate]:
     """Serve enginegate as its users do; whatever engines it has go at the end."""
     port, first = free_port(), free_ports_in_a_row(ENGINE_PORTS)
     home = directory / f"gate-{port}"
@@ -181,7 +183,7 @@ def enginegate(directory: Path, *, config: str = "", **env: str) -> Iterator[Gat
         "ENGINEGATE_MASTER_KEY": new_master_key(),
     }
     command = [
-        sys.executable, "-m", "enginegate", "serve", "--config", str(home / "config.toml"),
+        sys.executable, "-m", module, "serve", "--config", str(home / "config.toml"),
         "--port", str(port), "--log-level", "warning",
     ]  # fmt: skip
     try:

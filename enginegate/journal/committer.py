@@ -10,10 +10,12 @@ and those `abandon` drops.
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from msgspec import Raw
@@ -38,6 +40,8 @@ CLOSED = "The journal is closed: nothing was changed."
 CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
+PART_RECORDS = 100  # so does this
+PART_PAUSE_S = 0.001
 MAX_QUEUED_FACTS = 100_000
 TICK_S = 1.0
 SNAPSHOT_RETRY_S = 60.0
@@ -58,8 +62,8 @@ class Committer:
     """Writes facts in the order of `submit`. Belongs to one event loop.
 
     `apply` gets each batch with its numbers, on the loop, after it is durable.
-    `abandon` is called when everything queued is given up. `snapshot_source` lists
-    the applied state; without it no live snapshots are made.
+    `abandon` is called when everything queued is given up. `snapshot_source` yields the
+    applied state, which only `apply` changes; without it no live snapshots are made.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Committer:
         *,
         apply: Callable[[Sequence[tuple[int, AnyFact]]], None],
         abandon: Callable[[], None],
-        snapshot_source: Callable[[], list[SnapshotRecord]] | None = None,
+        snapshot_source: Callable[[], Iterable[SnapshotRecord]] | None = None,
         clock: Clock = _CLOCK,
     ) -> None:
         self._journal = journal
@@ -239,7 +243,8 @@ class Committer:
         except JournalFailed:
             self._compactions = waiting
             raise
-        write = partial(self._journal.write_snapshot, self._source(), state_at=at)
+        records = _drained(await _listed(self._source()))
+        write = partial(self._journal.write_snapshot, records, state_at=at)
         loop = asyncio.get_running_loop()
         self._snapshotting = loop.run_in_executor(self._snapshot_thread, write)
         self._snapshotting.add_done_callback(partial(self._snapshot_done, waiting))
@@ -309,6 +314,25 @@ class Committer:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+async def _listed(source: Iterable[SnapshotRecord]) -> deque[list[SnapshotRecord]]:
+    """List the state in many short turns of the loop; who applies facts waits for it here."""
+    remaining, parts = iter(source), deque[list[SnapshotRecord]]()
+    while part := list(islice(remaining, PART_RECORDS)):
+        parts.append(part)
+        await asyncio.sleep(0)
+    return parts
+
+
+def _drained(parts: deque[list[SnapshotRecord]]) -> Iterator[SnapshotRecord]:
+    """Yield all in the writing thread, letting each part go, and the interpreter after each.
+
+    A thread that never rests is what a loop waits for most, on few cores above all.
+    """
+    while parts:
+        yield from parts.popleft()
+        time.sleep(PART_PAUSE_S)
 
 
 def _reject(future: asyncio.Future[int] | asyncio.Future[None], reason: str) -> None:

@@ -254,10 +254,10 @@ class Journal:
             self._archive.trim([(old.path, old.end)])
             return at
 
-    def write_snapshot(self, records: Sequence[SnapshotRecord], *, state_at: Position) -> None:
+    def write_snapshot(self, records: Iterable[SnapshotRecord], *, state_at: Position) -> None:
         """Write the state as of a rotation; then forget generations beyond the third.
 
-        May run while another thread appends. `records` must not change meanwhile.
+        May run while another thread appends. `records` are asked for once, piece by piece.
         Raises JournalFull (no harm done) or JournalFailed.
         """
         with self._snapshotting:
@@ -394,7 +394,7 @@ class Journal:
         self._archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)
 
-    def _make_snapshot(self, records: Sequence[SnapshotRecord], at: Position) -> Path:
+    def _make_snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> Path:
         with self._condition.latching():
             path, self._snapshot_bytes = self._new.snapshot(records, at)
         return path

@@ -1,6 +1,6 @@
 """The files that one process makes: each bears its instance, its epoch and its master key."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class NewFiles:
         name = segment_name(self._origin.epoch, header.sequence)
         return create_segment(self._storage, self._directory, name, header)
 
-    def snapshot(self, records: Sequence[SnapshotRecord], at: Position) -> tuple[Path, int]:
+    def snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> tuple[Path, int]:
         """Make a snapshot; return its name to be, and its bytes. Raises like `segment`."""
         path = self._directory / snapshot_name(self._origin.epoch, at.sequence)
         return path, create_snapshot(self._storage, path, self._header(SNAPSHOT, at), records)

@@ -4,7 +4,7 @@ Written in slices of 1,000 records, so that encoding in a thread never holds the
 interpreter for long. A snapshot is valid whole or not at all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -26,12 +26,12 @@ from enginegate.journal.payloads import (
 from enginegate.journal.storage import Storage
 from enginegate.model import SnapshotRecord
 
-SLICE_RECORDS = 1000
+SLICE_RECORDS = 100  # whoever encodes them holds the interpreter for a moment alone
 _START = Link(0, 0, 0)
 
 
 def create_snapshot(
-    storage: Storage, path: Path, header: FileHeader, records: Sequence[SnapshotRecord]
+    storage: Storage, path: Path, header: FileHeader, records: Iterable[SnapshotRecord]
 ) -> int:
     """Write a snapshot under its temporary name, synced and read back; return its bytes.
 
@@ -49,14 +49,15 @@ def publish_snapshot(storage: Storage, path: Path) -> None:
         storage.sync_directory(path.parent)
 
 
-def _blocks(header: FileHeader, records: Sequence[SnapshotRecord]) -> Iterator[bytes]:
+def _blocks(header: FileHeader, records: Iterable[SnapshotRecord]) -> Iterator[bytes]:
     block, link = frames.encode(frames.FILE, encode_header(header), _START)
     yield block
-    remaining = iter(records)
+    remaining, total = iter(records), 0
     while part := list(islice(remaining, SLICE_RECORDS)):
+        total += len(part)
         block, link = frames.encode(frames.RECORDS, encode_records(part), link)
         yield block
-    block, link = frames.encode(frames.END, encode_end(len(records)), link)
+    block, link = frames.encode(frames.END, encode_end(total), link)
     yield block
 
 

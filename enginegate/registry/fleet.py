@@ -20,7 +20,7 @@ from enginegate.registry.roster import Roster
 Value = str | float | int | bool | None
 
 
-class Signal(Struct, frozen=True):
+class Signal(Struct, gc=False, frozen=True):
     """A reason for being awake or asleep: what was seen, its value, and when."""
 
     kind: str
@@ -28,7 +28,7 @@ class Signal(Struct, frozen=True):
     at_ms: int
 
 
-class Reading(Struct, frozen=True, kw_only=True):
+class Reading(Struct, gc=False, frozen=True, kw_only=True):
     """What an engine had consumed `at` a moment (monotonic seconds) of one incarnation.
 
     `moved` are bytes in both directions; since `still_since`, when they were `moved_then`

@@ -1,6 +1,6 @@
 """Where products and engines are found, and how durable facts change them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -58,22 +58,21 @@ class Index:
             return None
         return old
 
-    def records(self) -> list[SnapshotRecord]:
-        """Return the durable state as records that `restore` understands.
+    def records(self) -> Iterator[SnapshotRecord]:
+        """Yield the durable state as records that `restore` understands; install none meanwhile.
 
         None where nothing ever happened: a first start that is killed before its snapshot
         has its name leaves a segment that says there was nothing to lose.
         """
         now_ms = self._clock.wall_ms()
         products = list(self.products.values())
-        retired = self.retired.counters(RETIRED, now_ms)
-        return [
-            *(live.product for live in products),
-            *(live.tally.counters(live.product.product_id, now_ms) for live in products),
-            *([] if retired == Counters(product_id=RETIRED) else [retired]),
-            *(live.engine for live in self.engines.values()),
-            *self.spares.rows.values(),
-        ]
+        yield from (live.product for live in products)
+        for live in products:
+            yield from live.tally.counters(live.product.product_id, now_ms)
+        if not self.retired.empty:
+            yield from self.retired.counters(RETIRED, now_ms)
+        yield from (live.engine for live in self.engines.values())
+        yield from self.spares.rows.values()
 
     def restore(self, record: SnapshotRecord) -> None:
         match record:

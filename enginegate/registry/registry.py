@@ -342,9 +342,13 @@ class Registry:
         self._writer = writer
         self._journal = journal
 
+    def records(self) -> Iterator[SnapshotRecord]:
+        """Yield what `snapshot` returns; nothing may be applied until all are taken."""
+        return self.index.records()
+
     def snapshot(self) -> list[SnapshotRecord]:
         """Return the durable state as records that `load` understands."""
-        return self.index.records()
+        return list(self.index.records())
 
     # Folds
 

@@ -114,7 +114,7 @@ class Life:
             journal,
             apply=self._apply,
             abandon=self._abandon,
-            snapshot_source=registry.snapshot,
+            snapshot_source=registry.records,
             clock=self.clock,
         )
         registry.trail.history = lambda before: journal.history(before=before)
