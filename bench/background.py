@@ -21,6 +21,7 @@ from enginegate.keys import new_admin_key, new_platform_key
 NAME = "background"
 TITLE = "a warm admit beside a 300-engine sweep, snapshots of 100,000 engines, audits, scrapes"
 SHARE = 0.3
+MEASURED_S = 6  # a whole sweep
 CONNECTIONS = 32
 NEVER_S = 86_400.0
 
@@ -72,7 +73,7 @@ def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
     context.progress(f"two fleets of {rows:,} engines")
     large = partial(_large, context, farm=farm, running=running, rows=rows)
     quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
-    busy = stack.enter_context(large("busy", sweep_every_s=2.0, snapshot_every_s=2.0))
+    busy = stack.enter_context(large("busy", sweep_every_s=MEASURED_S, snapshot_every_s=2.0))
     floor = stack.enter_context(servers.bare_protocol(folder))
     return quiet.target, busy, floor
 
@@ -113,7 +114,7 @@ def _latencies(
 
     def load(name: str, target: Target, rate: float, *, beside_busy: bool) -> float:
         with _awake(busy) if beside_busy else nullcontext():
-            seen = open_load.run(target, rate=rate, seconds=context.pick(6, 1))
+            seen = open_load.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
         found.setdefault(name, []).append(seen)
         return seen.p99_ms
 

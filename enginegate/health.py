@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SHARED_OUTAGE_MIN = 5
 SHARED_OUTAGE_SHARE = 0.2
-SPREAD_SHARE = 0.25  # of the interval, over which the probes of a sweep begin
+SPREAD_SHARE = 0.5  # of the interval, over which the probes of a sweep begin
 TICK_S = 0.1
 
 
