@@ -19,10 +19,10 @@ PROTOCOL, UVICORN, STARLETTE = "bare protocol", "bare uvicorn ASGI", "Starlette,
 GRANIAN = "Granian, bare ASGI"
 # What is to be at least so many times what, and in CI, on whatever machine, at least so many.
 FLOORS = (
-    (WARM, UVICORN, 2.2, 1.5),
-    (WARM, GRANIAN, 1.3, 0.8),
-    (WARM, PROTOCOL, 0.6, 0.4),
-    (ASGI, UVICORN, 0.85, 0.5),
+    (WARM, UVICORN, 2.2, 1.2),
+    (WARM, GRANIAN, 1.3, 0.7),
+    (WARM, PROTOCOL, 0.6, 0.3),
+    (ASGI, UVICORN, 0.85, 0.4),
 )
 
 
@@ -103,7 +103,7 @@ def _loads(
 
     interleaved(
         {name: load(name) for name in targets},
-        rounds=context.pick(9, 1),
+        rounds=context.pick(9, 3),
         progress=context.progress,
     )
     return found
@@ -130,6 +130,6 @@ def _goals(result: Result, many: dict[str, list[wrk.Load]], one: dict[str, list[
             [load.p50_ms for load in one[WARM]],
             [load.p50_ms for load in one[UVICORN]],
             bound=0.8,
-            guard=1.2,
+            guard=1.5,
         ),
     ]

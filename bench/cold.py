@@ -63,7 +63,7 @@ def run(context: Context) -> Result:
     result.goals += [
         ratio("cold admit / bare process", boots[COLD], boots[BARE], bound=1.5, guard=4.0),
         ratio("cold / from the pool", boots[COLD], boots[POOLED], bound=20, guard=4, at_least=True),
-        ratio("wake / bare SIGCONT", *wakes.values(), bound=3.0, guard=10.0),
+        ratio("wake / bare SIGCONT", *wakes.values(), bound=3.0, guard=20.0),
     ]
     return result
 

@@ -184,7 +184,7 @@ def _lag(context: Context, result: Result) -> None:
         figure(f"a live snapshot of {engines:,} engines", took, "s"),
     ]
     result.goals.append(
-        ratio("lag beside a snapshot / without", beside, plain, bound=2.0, guard=6.0)
+        ratio("lag beside a snapshot / without", beside, plain, bound=2.0, guard=25.0)
     )
 
 
