@@ -16,6 +16,7 @@ from bench.http.open_load import Latency
 from bench.http.servers import Target
 from bench.measure import figure, interleaved, ratio
 from bench.results import ROOT, Result
+from enginegate.cli.sandbox import free_ports
 from enginegate.keys import new_admin_key, new_platform_key
 
 NAME = "background"
@@ -66,7 +67,7 @@ def run(context: Context) -> Result:
 
 def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
     running, rows = context.pick(300, 30), context.pick(100_000, 2_000)
-    farm = servers.free_ports_in_a_row(running)
+    farm = free_ports(running)
     command = [sys.executable, "-m", "bench.http.engine_farm", str(farm), str(running)]
     folder = context.directory
     stack.enter_context(servers.process(command, port=farm, directory=folder))

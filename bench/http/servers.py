@@ -1,7 +1,6 @@
 """Starts the servers that are compared, each as a process of its own, and ends them."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from msgspec import Struct
 
 from bench.results import ROOT
 from enginegate.backends.proc import processes, read_environ
+from enginegate.cli.sandbox import free_ports
 from enginegate.keys import new_admin_key, new_master_key
 
 PATIENCE_S = 30.0
@@ -43,21 +43,6 @@ def admits(name: str, port: int, key: str = NO_KEY, user: str = USER) -> Target:
     """Return the admit of a user, as every server here is asked for it."""
     url = f"http://127.0.0.1:{port}/engines/{user}/admit"
     return Target(name=name, url=url, headers=(f"X-Platform-Key: {key}",))
-
-
-def free_ports_in_a_row(count: int) -> int:
-    """Return the first of some ports that nobody holds, below those the kernel gives out."""
-    starts = range(10_000, 32_000 - count, count)
-    for first in random.sample(starts, k=len(starts)):  # two servers must not share a range
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as one:
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    one.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise RuntimeError(f"no {count} free ports in a row")
 
 
 def free_port() -> int:
@@ -170,7 +155,7 @@ def enginegate(
     directory: Path, *, config: str = "", module: str = "enginegate", **env: str
 ) -> Iterator[Gate]:
     """Serve enginegate as its users do; whatever engines it has go at the end."""
-    port, first = free_port(), free_ports_in_a_row(ENGINE_PORTS)
+    port, first = free_port(), free_ports(ENGINE_PORTS)
     home = directory / f"gate-{port}"
     home.mkdir()
     (home / "config.toml").write_text(

@@ -21,7 +21,7 @@ from enginegate.keys import new_admin_key, new_master_key
 START_S: Final = 20.0
 STOP_S: Final = 40.0
 ENGINE_PORTS: Final = 8
-_FIRST_PORTS: Final = range(20_000, 32_000, ENGINE_PORTS)  # below what the kernel hands out
+_PORTS: Final = range(20_000, 32_000)  # below what the kernel hands out
 _POLL_S: Final = 0.002
 _TAIL_LINES: Final = 15
 _SAYS: Final = " accepts requests on "
@@ -145,15 +145,16 @@ class Sandbox:
         return path
 
 
-def free_ports() -> int:
-    """Return the first of `ENGINE_PORTS` ports in a row that nobody holds."""
-    for first in random.sample(_FIRST_PORTS, k=len(_FIRST_PORTS)):
+def free_ports(count: int = ENGINE_PORTS, among: range = _PORTS) -> int:
+    """Return the first of `count` ports in a row that nobody holds."""
+    firsts = range(among.start, among.stop - count + 1, count)
+    for first in random.sample(firsts, k=len(firsts)):  # two at once must not share a range
         try:
-            for port in range(first, first + ENGINE_PORTS):
+            for port in range(first, first + count):
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("127.0.0.1", port))
         except OSError:
             continue
         return first
-    raise Failure(f"there are no {ENGINE_PORTS} free ports in a row on 127.0.0.1")
+    raise Failure(f"there are no {count} free ports in a row on 127.0.0.1")

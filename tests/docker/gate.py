@@ -1,8 +1,6 @@
 """`enginegate serve` with the docker backend, as its operators run it."""
 
 import asyncio
-import random
-import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,27 +9,14 @@ from typing import Any
 import httpx
 
 from enginegate.backends.docker.container import INSTANCE, container_name, volume_name
+from enginegate.cli.sandbox import free_ports
 from tests.docker import tiny
 from tests.docker.engine import docker, inspected, remove_all
 from tests.e2e.conftest import Server
 
 CALL_S = 90.0
 PORTS = 400
-_FIRST_PORTS = range(12_000, 20_000, PORTS)  # below what the kernel gives to clients
-
-
-def free_ports() -> int:
-    """Return the first of `PORTS` ports in a row that nobody holds."""
-    for first in random.sample(_FIRST_PORTS, k=len(_FIRST_PORTS)):
-        try:
-            for port in range(first, first + PORTS):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise AssertionError(f"there are no {PORTS} free ports in a row on 127.0.0.1")
+_AMONG = range(12_000, 20_000)  # those of other tests are above
 
 
 class DockerGate(Server):
@@ -53,7 +38,7 @@ class DockerGate(Server):
         super().__init__(directory)
         self.network = f"eg-{uuid.uuid4().hex[:8]}"
         self.engine_host = engine_host
-        first = free_ports()
+        first = free_ports(PORTS, _AMONG)
         chosen = {
             "PORTS__MIN": str(first),
             "PORTS__MAX": str(first + PORTS - 1),

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.http.servers import free_ports_in_a_row
+from enginegate.cli.sandbox import free_ports
 from tests.e2e.conftest import PATIENCE_S, Server, engine_processes, eventually
 
 PORTS = 120
@@ -21,7 +21,7 @@ ROUNDS = 6
 @pytest.fixture
 def pooled(tmp_path: Path) -> Iterator[Server]:
     """A server with a pool of ten, filled."""
-    first = free_ports_in_a_row(PORTS)
+    first = free_ports(PORTS)
     server = Server(
         tmp_path,
         "[pool]\nsize = 10\n",
