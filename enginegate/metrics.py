@@ -38,14 +38,17 @@ class Tally:
     def empty(self) -> bool:
         return not (self.total_provisions or self.total_destroys or self.samples)
 
-    def count(self, fact: f.AnyFact) -> str | None:
-        """Fold one fact in and return the kind it counted as, None for none."""
+    def count(self, fact: f.AnyFact, *, since_ms: int = 0) -> str | None:
+        """Fold one fact in and return the kind it counted as, None for none.
+
+        What is not after `since_ms` is counted in the totals alone.
+        """
         kind = kind_of(fact)
         if kind == "provision":
             self.total_provisions += 1
         elif kind == "destroy":
             self.total_destroys += 1
-        if kind is not None:
+        if kind is not None and fact.at_ms > since_ms:
             self.samples.append(Sample(fact.at_ms, kind, fact.duration_ms))
             if self.samples[0].at_ms <= fact.at_ms - HOUR_MS:
                 self._forget(fact.at_ms - HOUR_MS, most=2)  # so that no reader has all to forget

@@ -92,12 +92,12 @@ class Gate:
             await _lifespan(receive, send)
             return
         user_id = _admitted_user(scope)
-        key = _platform_key(scope) if user_id else None
-        if key is None or digest(key) not in self._by_key:
+        if user_id is None:
             await self._routes(scope, receive, send)
             return
-        assert user_id is not None
-        if _declared(scope) > self._body_max:  # refused without being asked for
+        key, declared = _key_and_length(scope)
+        # Who is not let in, or says too much, is refused without being asked for the body.
+        if key is None or digest(key) not in self._by_key or declared > self._body_max:
             await self._routes(scope, receive, send)
             return
         message = await receive()
@@ -129,20 +129,16 @@ def _admitted_user(scope: Scope) -> str | None:
     return path[len(PREFIX) : -len(SUFFIX)]  # of no engine, where it holds a slash
 
 
-def _declared(scope: Scope) -> int:
-    """Return how long the body says it is, 0 where it does not say."""
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
-
-
-def _platform_key(scope: Scope) -> bytes | None:
+def _key_and_length(scope: Scope) -> tuple[bytes | None, int]:
+    """Return the first platform key, and how long the body says it is (0: it does not say)."""
+    key: bytes | None = None
+    length: bytes | None = None
     for name, value in scope["headers"]:
         if name == b"x-platform-key":
-            key: bytes = value
-            return key
-    return None
+            key = value if key is None else key
+        elif name == b"content-length":
+            length = value if length is None else length
+    return key, int(length) if length and length.isdigit() else 0
 
 
 async def _whole(first: Message, receive: Receive, *, limit: int) -> Message:

@@ -21,7 +21,7 @@ from enginegate import facts as f
 from enginegate.clock import Clock
 from enginegate.errors import JournalError, StorageUnavailableError
 from enginegate.keys import KeyUnsealError
-from enginegate.metrics import Meters
+from enginegate.metrics import HOUR_MS, Meters
 from enginegate.model import Engine, Outcome, Product, SnapshotRecord, Status
 from enginegate.ports import PortMap
 from enginegate.registry.fleet import LiveEngine, LiveProduct
@@ -311,9 +311,10 @@ class Registry:
                 rows[record.engine_id] = record
             else:
                 self.index.restore(record)
+        hour_ago_ms = self.clock.wall_ms() - HOUR_MS
         for number, fact in tail:
             try:
-                self._refold(rows, fact)
+                self._refold(rows, fact, hour_ago_ms)
             except IllegalTransitionError as error:
                 raise JournalError(
                     f"fact {number}: {error}", path="journal", hint="Run `enginegate journal dump`."
@@ -323,7 +324,7 @@ class Registry:
         for engine in rows.values():
             self.index.restore(engine)
 
-    def _refold(self, rows: dict[str, Engine], fact: f.AnyFact) -> None:
+    def _refold(self, rows: dict[str, Engine], fact: f.AnyFact, since_ms: int) -> None:
         if not isinstance(fact, f.EngineFact):
             self._hold(fact)
             self.index.install(fact, None)
@@ -335,7 +336,9 @@ class Registry:
             rows[fact.engine_id] = after
         if type(fact) is f.Claimed:
             self.ports.release(self.spares.remove(fact.engine_id).port)  # its row holds it now
-        self._count(fact)
+        owner = self.products.get(fact.product_id)
+        if owner is not None:
+            owner.tally.count(fact, since_ms=since_ms)
 
     def attach(self, writer: Writer, journal: State) -> None:
         """Say where facts go from now on, and who knows whether they can."""
