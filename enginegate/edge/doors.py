@@ -54,6 +54,7 @@ class Doors:
         self.piece_bytes = min(PIECE_BYTES, limits.max_header_bytes)
         self.draining = False
         self.open: set[Guest] = set()
+        self.repeats: dict[bytes, tuple[bytes, str, bytes]] = {}  # the lane's, of all connections
         self._empty = asyncio.Event()
         self._empty.set()
         patience_s = limits.request_timeout_s

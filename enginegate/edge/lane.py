@@ -5,6 +5,10 @@ a whole and nothing else is owed on the connection, the admission is asked, and 
 ready-made answer goes straight to the socket. Everything else takes the road: the
 events that the parser told are told again to uvicorn, in their order, as if nothing
 had happened.
+
+A product asks for the same user in the same bytes again and again. What a whole request
+means is remembered by its bytes, so that only the first one is parsed; whether it is
+answered is asked anew each time.
 """
 
 import asyncio
@@ -31,6 +35,8 @@ KEEP_ALIVE: Final = b"keep-alive"
 TELLING: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
 
 NAMES_MAX: Final = 256
+REPEATS_MAX: Final = 4096
+REPEAT_BYTES_MAX: Final = 1024
 
 Warm = Callable[[bytes, str, bytes], bytes | None]
 """Asks for a warm admit: key, user and body in; headers and body of the answer out, or None."""
@@ -78,8 +84,10 @@ class Lane(Connection):
         "_headers_of",
         "_idle",
         "_key",
+        "_last_key",
         "_on_road",
         "_piece_bytes",
+        "_repeats",
         "_told",
         "_user",
         "_usual",
@@ -101,12 +109,14 @@ class Lane(Connection):
         self._warm = warm
         self._piece_bytes = doors.piece_bytes
         self._idle = doors.idle
+        self._repeats = doors.repeats
         self._on_road = False
         self._free = False
         self._told: list[tuple[bytes, bytes]] = []
         self._usual: list[tuple[bytes, bytes]] | None = None
         self._usual_key = b""
         self._key: bytes | None = None
+        self._last_key = b""
         self._user = ""
         self._body = b""
         self._headers_of: Any = None
@@ -117,6 +127,9 @@ class Lane(Connection):
         if not plain:
             super().data_received(data)
             return
+        if (repeat := self._repeats.get(data)) and self._answered(*repeat):
+            return
+        messages = self._messages
         self._unseen += len(data)
         try:
             self.parser.feed_data(data)
@@ -124,9 +137,31 @@ class Lane(Connection):
             self._stopped(stop)
         if self._free and self._unseen == 0 and self._waiting is self._idle:
             self._idle.again(self)
+            if self._messages == messages + 1 and len(data) <= REPEAT_BYTES_MAX:
+                self._remember(data)
         else:
             self._fed()
             self._settle()
+
+    def _answered(self, key: bytes, user: str, body: bytes) -> bool:
+        """Answer what was asked before in the same bytes, if it can be answered now."""
+        if self.doors.draining or self.flow.write_paused or self._waiting is not self._idle:
+            return False
+        answer = self._warm(key, user, body)
+        if answer is None:
+            return False
+        self._messages += 1
+        if self.server_state.default_headers is not self._headers_of:
+            self._new_begin()
+        self.transport.raw.write(self._begin + answer)
+        self._idle.again(self)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what these bytes mean: one whole request that the lane has answered."""
+        if len(self._repeats) >= REPEATS_MAX:
+            self._repeats.clear()
+        self._repeats[data] = (self._last_key, self._user, self._body)
 
     def _fed(self) -> None:
         if self._free and self._unseen == 0:
@@ -173,7 +208,7 @@ class Lane(Connection):
         if self._key is not None:
             answer = self._warm(self._key, self._user, self._body)
             if answer is not None:
-                self._key = None
+                self._last_key, self._key = self._key, None
                 self._in_message = False
                 self._free = True
                 self._unseen = 0

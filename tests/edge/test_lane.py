@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from enginegate.edge import Doors, http_server, versions
+from enginegate.edge import Doors, http_server, lane, versions
 from enginegate.edge.connection import Connection
 from enginegate.edge.lane import Lane
 from tests.api.rig import Gate, opened
@@ -244,6 +244,64 @@ async def test_every_request_is_answered_the_same(pair: Pair, request_: bytes) -
     """Alone, before another one, behind another one, and between two."""
     for stream in (request_, request_ + NEXT, admit() + request_, NEXT + request_ + admit()):
         await pair.both([stream])
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
+async def test_the_same_bytes_again_are_answered_the_same(pair: Pair, request_: bytes) -> None:
+    """Whether they are parsed or remembered, and whatever comes between."""
+    await pair.both([admit(), request_, request_, admit(), request_ + NEXT, request_])
+
+
+async def test_what_is_remembered_is_one_whole_request(pair: Pair) -> None:
+    """Not half of one, not two, and none that went by the road or is long."""
+    one, two = admit(), admit(body=b"{}")
+    pieces = [one, one[:9], one[9:], two + one, NEXT, keyed(b"X-Long: " + b"y" * 1000), one, two]
+    await pair.both([*pieces, *pieces])
+    assert list(pair.doors[1].repeats) == [pair.filled(one), pair.filled(two)]
+    assert pair.doors[0].repeats == {}
+
+
+async def test_not_more_is_remembered_than_there_is_room_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is full, it begins anew; nobody sees a difference."""
+    monkeypatch.setattr(lane, "REPEATS_MAX", 2)
+    bodies = (b"{}", b'{"touch":true}', b'{"auto_wake":true}', b"{}", b"{}")
+    await pair.both([admit(), *(admit(body=body) for body in bodies)])
+    assert len(pair.doors[1].repeats) <= 2
+
+
+async def test_what_is_remembered_is_asked_anew_each_time(pair: Pair) -> None:
+    """It counts for the rate, and an engine or a key that is gone is gone."""
+    await pair.gate.policy(rate_limit_rpm=5)
+    found = (await pair._send(1, [pair.filled(admit())] * 7))[0]
+    assert (found.count(b'"admitted":true'), found.count(b"RATE_LIMITED")) == (5, 2)
+    await pair.gate.policy()
+    again = [admit()] * 3
+    await pair.both(again)
+    assert len(pair.doors[1].repeats) == 1
+    await pair.gate.post("/engines/ann/stop")
+    assert (await pair.both(again))[0].count(b'"admitted":false') == 3
+    for doors in pair.doors:
+        doors.drain()
+    await pair.both(again)
+
+
+async def test_a_server_that_stops_remembers_nothing(pair: Pair) -> None:
+    """The last answer of a connection says so, whatever it was asked before."""
+    pipes = []
+    for kind, doors in zip(pair.kinds, pair.doors, strict=True):
+        protocol: Any = kind(pair.config, pair.state, {})
+        pipes.append(pipe := Pipe(protocol))
+        for turn in range(4):
+            if turn == 3:
+                doors.drain()
+            protocol.data_received(pair.filled(admit()))
+            for _ in range(100):
+                await settle()
+    road, lane_ = (bytes(pipe.written) for pipe in pipes)
+    assert lane_ == road
+    assert (road.count(b'"admitted":true'), road.count(b"connection: close")) == (4, 1)
 
 
 async def test_the_lane_is_taken(pair: Pair) -> None:
