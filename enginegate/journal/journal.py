@@ -190,9 +190,9 @@ class Journal:
         """Write the state into a fresh snapshot and segment; from here on facts can be appended.
 
         Pages read back after a crash may never have reached the disk, and the old segment may
-        have a torn end: so nothing is ever appended to a file of an earlier process. On a full
-        disk the ballast makes room. Where that is not enough, `may_wait` leaves the journal
-        `full` until `heal` succeeds. Raises JournalFull, JournalFailed.
+        have a torn end: so nothing is appended to a file of an earlier process. On a full disk
+        the ballast makes room. Where that is not enough, `may_wait` leaves the journal `full`
+        until `heal` succeeds. Raises JournalFull, JournalFailed.
         """
         assert self._segment is None, "begun already"
         self._condition.demand_usable()
@@ -211,6 +211,7 @@ class Journal:
         except JournalFull as error:
             if not may_wait:
                 raise
+            keep(self._storage, self._last)  # what is shown from now on must outlive the power
             log.warning("changes are refused until there is room: %s", error)
             self._waiting, self._condition.full = state, True
 
@@ -222,8 +223,7 @@ class Journal:
             self._tear = None
         if self._segment:  # an earlier try came so far, and no further
             self._segment.close()
-        at = self._position
-        path = self._make_snapshot(state, at)
+        path = self._make_snapshot(state, at := self._position)
         try:
             segment = self._create_segment(genesis=self.fresh and not state)
             keep(self._storage, self._last)

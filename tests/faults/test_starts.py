@@ -18,12 +18,12 @@ from tests.simulation.disk import Disk, Mount
 KEY = "key-1"
 
 
-def start(mount: Mount, directory: Path) -> Journal:
+def start(mount: Mount, directory: Path, *, may_wait: bool = False) -> Journal:
     """Start as the server does: replay, and begin with the state that adds up."""
     options: Any = {"key_id": KEY, "storage": mount, "segment_bytes": 8192, "check": lambda _: []}
     journal = Journal.open(directory, **options)
     try:
-        journal.begin(fold(journal.snapshot, journal.tail))
+        journal.begin(fold(journal.snapshot, journal.tail), may_wait=may_wait)
     except BaseException:
         release(journal)
         raise
@@ -48,6 +48,26 @@ def test_a_first_start_that_dies_anywhere_is_no_obstacle(tmp_path: Path, share: 
             disk.cut_power(share)
         release(start(disk.mount(), tmp_path / "data"))
     assert not mount.dead, "the first start takes more operations than were tried"
+
+
+def test_what_a_start_without_room_shows_outlives_the_power(tmp_path: Path) -> None:
+    """Killed between write and sync, started where nothing can begin, then the power goes."""
+    found = set()
+    for seed in range(20):
+        disk = Disk(random.Random(seed))
+        die_in_append(disk, tmp_path / "data", after=1)
+        disk.full = True
+        waiting = start(disk.mount(), tmp_path / "data", may_wait=True)
+        assert waiting.status == "full"
+        numbers = [number for number, _ in waiting.history()]
+        release(waiting)
+        disk.cut_power(0.0)
+        disk.full = False
+        last = start(disk.mount(), tmp_path / "data")
+        assert [number for number, _ in last.history()] == numbers
+        release(last)
+        found.add(len(numbers))
+    assert 2 in found, "no frame was in the page cache alone"
 
 
 def die_in_append(disk: Disk, directory: Path, *, after: int) -> None:
