@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import closing, suppress
@@ -53,7 +54,7 @@ class Traced(Server):
         inject = f"inject={self.call}:signal=SIGKILL:when={self.k}"
         port = self.url.rpartition(":")[2]
         what = ["-o", str(self.directory / "trace"), "-e", f"trace={self.call}", "-e", inject]
-        command = [*STRACE, *what, "enginegate", "serve"]
+        command = [*STRACE, *what, sys.executable, "-m", "enginegate", "serve"]
         with (self.directory / "out").open("wb") as out, (self.directory / "err").open("ab") as err:
             self.process = subprocess.Popen(
                 [*command, "--port", port],
