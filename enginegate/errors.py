@@ -176,7 +176,7 @@ class JournalError(Exception):
         exit_code: int = 65,
     ) -> None:
         place = path if offset is None else f"{path} at offset {offset}"
-        super().__init__(f"{message} ({place})" + (f" {hint}" if hint else ""))
+        super().__init__(f"{message} ({place})" + (f". {hint}" if hint else ""))
         self.path = path
         self.offset = offset
         self.hint = hint

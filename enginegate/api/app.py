@@ -7,6 +7,7 @@ part of the body that was read already.
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -83,7 +84,7 @@ class Gate:
     def __init__(self, services: Services, routes: ASGIApp) -> None:
         self._warm = services.admission.warm
         self._by_key = services.registry.by_key
-        self._routes = routes
+        self._ordinary = routes
         self._body_max = services.config.server.max_body_bytes
         self._starts: dict[int, Message] = {}
 
@@ -113,6 +114,9 @@ class Gate:
                 return
         await self._routes(scope, _replay(message, receive), send)
 
+    async def _routes(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._ordinary(_with_slashes_kept(scope), receive, send)
+
     def _start(self, length: int) -> Message:
         """Return the head of an answer of this length, made once."""
         start = self._starts[length] = prepared.start_of(length)
@@ -127,6 +131,18 @@ def _admitted_user(scope: Scope) -> str | None:
     if not (path.startswith(PREFIX) and path.endswith(SUFFIX)):
         return None
     return path[len(PREFIX) : -len(SUFFIX)]  # of no engine, where it holds a slash
+
+
+def _with_slashes_kept(scope: Scope) -> Scope:
+    """Return the request with `%2F` in its path left as it is.
+
+    Decoded, it would divide the path; it belongs to a name, which is then refused for it.
+    """
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2f" not in raw.lower():
+        return scope
+    parts = (unquote(part.decode("latin-1")).replace("/", "%2F") for part in raw.split(b"/"))
+    return {**scope, "path": "/".join(parts)}
 
 
 def _key_and_length(scope: Scope) -> tuple[bytes | None, int]:

@@ -1,5 +1,6 @@
 """`journal`: look at a data directory, print it, rewrite it, drop a broken end of it."""
 
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
     from enginegate.keys import Keyring
     from enginegate.model import SnapshotRecord
 
-app = typer.Typer(
-    help="Look after the journal; all but verify and backup want the server stopped.",
-    no_args_is_help=True,
-)
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def journal() -> None:
+    """Look after the journal; all but verify and backup want the server stopped."""
+    # What the journal warns of is printed by the command: once, not by the log as well.
+    logging.getLogger("enginegate.journal").addHandler(logging.NullHandler())
 
 
 @app.command("verify")
@@ -29,7 +34,7 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     """
     from enginegate.journal import verify as read
 
-    directory = read_config(file, data_dir).data_path
+    directory = present(read_config(file, data_dir))
     found = read(directory)
     print(
         f"{directory}: {found.verdict};"

@@ -135,7 +135,9 @@ async def test_unknown_parameters_of_a_query_are_passed_over(gate: Gate) -> None
     assert (await gate.get("/engines?_=1")).status_code == 200
 
 
-@pytest.mark.parametrize("user_id", ["%20", "a%20b", ".a", "%C3%A4", "a%0A", "a" * 129, "%FF"])
+@pytest.mark.parametrize(
+    "user_id", ["%20", "a%20b", ".a", "%C3%A4", "a%0A", "a" * 129, "%FF", "a%2Fb", "%2f", "a%252Fb"]
+)
 @pytest.mark.parametrize("rest", ["", "/admit", "/start", "/activity"])
 async def test_a_wrong_user_id_in_the_path_is_refused(gate: Gate, user_id: str, rest: str) -> None:
     """It is decoded first, and then it is the same check as in a body."""
@@ -145,8 +147,8 @@ async def test_a_wrong_user_id_in_the_path_is_refused(gate: Gate, user_id: str, 
     assert (answer.status_code, code(answer)) == (400, "INVALID_REQUEST")
 
 
-async def test_an_encoded_slash_makes_another_path(gate: Gate) -> None:
-    """No user id has one, so there is nothing to be found there."""
-    answer = await gate.post("/engines/a%2Fb/admit")
+async def test_an_encoded_slash_does_not_divide_other_paths(gate: Gate) -> None:
+    """What is no user id is no path either, not another one."""
+    answer = await gate.post("/engines%2Fprovision", {"user_id": "ann"})
 
     assert (answer.status_code, code(answer)) == (404, "NOT_FOUND")

@@ -6,8 +6,6 @@ Needs a Docker Engine. Without one these tests are skipped with a word, or fail 
 
 import asyncio
 import json
-import os
-import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
@@ -33,28 +31,16 @@ from tests.backends.contract import (
     eventually,
     key_hash,
 )
+from tests.docker.conftest import need_docker
+from tests.docker.engine import docker, inspected, remove_all, remove_network
 
 pytestmark = pytest.mark.docker
-
-
-def docker(*arguments: str, stdin: str = "") -> str:
-    """Run the Docker command line: a second opinion, independent of the backend."""
-    done = subprocess.run(
-        ["docker", *arguments], input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="session")
 def engine() -> str:
     """Have an Engine and the test images, or skip; fail where an Engine is required."""
-    try:
-        docker("version")
-    except (OSError, subprocess.SubprocessError, AssertionError) as exc:
-        if os.environ.get("ENGINEGATE_REQUIRE_DOCKER") == "1":
-            pytest.fail(f"ENGINEGATE_REQUIRE_DOCKER=1, but no Docker Engine answers: {exc}")
-        pytest.skip("no Docker Engine answers `docker version`")
+    need_docker()
     return image.build()
 
 
@@ -92,23 +78,15 @@ class DockerHarness(HttpHarness):
     async def close(self) -> None:
         for backend in self._opened:
             await backend.close()
-        mine = f"label={INSTANCE}={self.instance}"
-        for listing, remove in (
-            (("ps", "-aq"), ("rm", "-fv")),
-            (("volume", "ls", "-q"), ("volume", "rm", "-f")),
-            (("network", "ls", "-q"), ("network", "rm")),
-        ):
-            if left := docker(*listing, "--filter", mine).split():
-                docker(*remove, *left)
+        await asyncio.to_thread(remove_all, f"{INSTANCE}={self.instance}")
 
     def inspected(self, spec: EngineSpec) -> dict[str, Any]:
-        [found] = json.loads(docker("inspect", container_name(spec.engine_id)))
-        return dict(found)
+        return inspected(container_name(spec.engine_id))
 
     def python(self, spec: EngineSpec, code: str) -> str:
         """Run Python inside the engine's container."""
         name = container_name(spec.engine_id)
-        return docker("exec", "-i", name, "/usr/bin/python3.11", "-", stdin=code)
+        return docker("exec", "-i", name, "/usr/bin/python3.11", "-", stdin=code.encode())
 
 
 @pytest.fixture
@@ -260,7 +238,7 @@ async def test_a_removed_network_is_made_again(harness: DockerHarness) -> None:
     """A stopped engine whose network is gone starts on a new one, still isolated."""
     spec = await harness.started()
     await harness.backend.stop(spec.engine_id, grace_s=5)
-    docker("network", "rm", harness.instance)
+    remove_network(harness.instance)
     await harness.backend.start(spec)
     await harness.wait_healthy(spec)
     [network] = json.loads(docker("network", "inspect", harness.instance))

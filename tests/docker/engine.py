@@ -3,9 +3,12 @@
 import json
 import os
 import subprocess
+import time
 from typing import Any
 
 SOCKET = "/var/run/docker.sock"
+NETWORK_S = 60.0
+"""How long a network may hold on to containers that are gone."""
 
 
 def docker(
@@ -35,10 +38,25 @@ def remove_all(label: str, *, host: str | None = None) -> None:
     for listing, remove in (
         (("ps", "-aq"), ("rm", "-fv")),
         (("volume", "ls", "-q"), ("volume", "rm", "-f")),
-        (("network", "ls", "-q"), ("network", "rm")),
     ):
         if left := docker(*listing, "--filter", f"label={label}", host=host).split():
             docker(*remove, *left, host=host)
+    for network in docker("network", "ls", "-q", "--filter", f"label={label}", host=host).split():
+        remove_network(network, host=host)
+
+
+def remove_network(network: str, *, host: str | None = None) -> None:
+    """Remove a network; Docker counts the endpoints of removed containers for a while yet."""
+    until = time.monotonic() + NETWORK_S
+    while True:
+        try:
+            docker("network", "rm", network, host=host)
+        except AssertionError as refusal:
+            if "active endpoints" not in str(refusal) or time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+        else:
+            return
 
 
 def left_of(label: str, *, host: str | None = None) -> list[str]:

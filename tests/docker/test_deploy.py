@@ -16,7 +16,7 @@ import yaml
 from enginegate.backends.docker.container import INSTANCE, container_name
 from enginegate.keys import new_admin_key, new_master_key
 from tests.docker import gate_image
-from tests.docker.engine import SOCKET, docker, inspected, remove_all
+from tests.docker.engine import SOCKET, docker, inspected, remove_all, remove_network
 from tests.e2e.conftest import eventually
 
 pytestmark = pytest.mark.docker
@@ -105,7 +105,7 @@ class ContainedGate:
         finally:
             docker("rm", "-fv", self.name)
             docker("volume", "rm", "-f", self.volume)
-            docker("network", "rm", self.network)
+            remove_network(self.network)
 
 
 @pytest.fixture(scope="module")
