@@ -140,11 +140,13 @@ def _awake(busy: Busy) -> Iterator[None]:
     """Let the busy gate do its work, with everybody who looks at it."""
     os.kill(busy.pid, signal.SIGCONT)
     command = [sys.executable, "-m", "bench.http.onlookers", busy.url, busy.admin_key]
-    onlookers = subprocess.Popen(command, cwd=ROOT)
+    onlookers = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
     try:
+        assert onlookers.stdout is not None
+        assert onlookers.stdout.readline(), "whoever looks at the gate saw nothing"
         yield
         assert onlookers.poll() is None, "whoever looks at the gate gave up"
     finally:
         onlookers.terminate()
-        onlookers.wait()
+        onlookers.communicate()
         os.kill(busy.pid, signal.SIGSTOP)

@@ -1,5 +1,6 @@
 """A first admit, from a pool and without one, and a wake, beside the same done by hand."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,14 +17,17 @@ from bench.context import Context
 from bench.http import servers
 from bench.http.servers import Gate
 from bench.measure import figure, interleaved, ratio
-from bench.results import Result
+from bench.results import ROOT, Result
 from enginegate.backends.process_launch import SAMPLE_COMMAND
 from enginegate.keys import digest_hex, new_engine_key
 
 NAME = "cold"
 TITLE = "a first admit, cold and from a pool, and a wake of process engines, beside bare ones"
 COLD, POOLED, BARE = "cold admit", "admit from the pool", "bare process to first answer"
+PLAIN_COLD, PLAIN_POOLED = f"{COLD}, plain engine", f"{POOLED}, plain engine"
 POOL = "[pool]\nsize = 5\n"
+PLAIN_COMMAND = [sys.executable, str(ROOT / "bench/engines/plain.py")]
+PLAIN = f"[engine]\ncommand = {json.dumps(PLAIN_COMMAND)}\n"
 POLL_S = 0.002
 PATIENCE_S = 30.0
 
@@ -34,14 +38,22 @@ def run(context: Context) -> Result:
     with (
         servers.enginegate(context.directory) as gate,
         servers.enginegate(context.directory, config=POOL) as pooled,
+        servers.enginegate(context.directory, config=PLAIN) as plain,
+        servers.enginegate(context.directory, config=PLAIN + POOL) as plain_pooled,
         httpx.Client(timeout=PATIENCE_S) as http,
     ):
-        key, pool_key = gate.register("cold"), pooled.register("pooled")
-        _until_ready(pooled)
+        gates = {COLD: gate, POOLED: pooled, PLAIN_COLD: plain, PLAIN_POOLED: plain_pooled}
+        keys = {name: one.register("shop") for name, one in gates.items()}
+        key = keys[COLD]
+
+        def first_admit(name: str) -> float:
+            if gates[name] in (pooled, plain_pooled):
+                _until_ready(gates[name])
+            return _cold_admit(gates[name], http, keys[name], f"user-{next(users)}")
+
         boots = interleaved(
             {
-                COLD: lambda: _cold_admit(gate, http, key, f"user-{next(users)}"),
-                POOLED: lambda: _pool_admit(pooled, http, pool_key, f"user-{next(users)}"),
+                **{name: partial(first_admit, name) for name in gates},
                 BARE: partial(_bare_boot, context.directory, http),
             },
             rounds=context.pick(30, 3),
@@ -63,6 +75,14 @@ def run(context: Context) -> Result:
     result.goals += [
         ratio("cold admit / bare process", boots[COLD], boots[BARE], bound=1.5, guard=4.0),
         ratio("cold / from the pool", boots[COLD], boots[POOLED], bound=20, guard=4, at_least=True),
+        ratio(
+            "cold / from the pool, plain engine",
+            boots[PLAIN_COLD],
+            boots[PLAIN_POOLED],
+            bound=20,
+            guard=6,
+            at_least=True,
+        ),
         ratio("wake / bare SIGCONT", *wakes.values(), bound=3.0, guard=20.0),
     ]
     return result
@@ -85,13 +105,8 @@ def _cold_admit(gate: Gate, http: httpx.Client, key: str, user: str) -> float:
     return _timed(lambda: _admit(gate, http, key, user, auto_provision=True))
 
 
-def _pool_admit(gate: Gate, http: httpx.Client, key: str, user: str) -> float:
-    """Take an engine from a pool that has some and is at rest."""
-    _until_ready(gate)
-    return _cold_admit(gate, http, key, user)
-
-
 def _until_ready(gate: Gate) -> None:
+    """Wait until the pool is full and at rest, so that a claim is all that is measured."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         pool = gate.ask("GET", "/status")["pool"]

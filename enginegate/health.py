@@ -7,6 +7,7 @@ exits needs no probe: the backend tells at once, and `recovery` passes it on.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from enginegate import facts as f
@@ -68,25 +69,34 @@ class HealthLoop:
             async for live in sliced(engines.values())
             if live.running and live.operation is None
         ]
-        step_s = spread_s / max(len(awake), 1)
-        probes = [self._probe(live, after_s=step_s * at) for at, live in enumerate(awake)]
-        failed = [live for live in await asyncio.gather(*probes) if live]
+        async with asyncio.TaskGroup() as group:
+            probes = [
+                group.create_task(self._probe(live))
+                async for live in self._in_turn(awake, spread_s)
+            ]
+        failed = [live for probe in probes if (live := probe.result())]
         if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
             self._suspend(failed)
             return
         for live in failed:
             await self._fail(live, reason="unhealthy")
 
+    async def _in_turn(self, awake: list[LiveEngine], spread_s: float) -> AsyncIterator[LiveEngine]:
+        """Yield each engine at its time, if it still runs then."""
+        clock, began = self.ground.clock, self.ground.clock.now()
+        for place, live in enumerate(awake):
+            due_at = began + spread_s * place / len(awake)
+            if due_at > clock.now():
+                await clock.sleep(due_at - clock.now())
+            if live.running and live.operation is None:
+                yield live
+
     async def ask_backend(self) -> None:
         """Find out whether the backend answers."""
         self.backend_ok = await self.ground.backend.ping()
 
-    async def _probe(self, live: LiveEngine, *, after_s: float) -> LiveEngine | None:
+    async def _probe(self, live: LiveEngine) -> LiveEngine | None:
         """Probe one engine; return it if its failures have reached the threshold."""
-        if after_s > 0:
-            await self.ground.clock.sleep(after_s)
-            if not live.running or live.operation is not None:
-                return None
         incarnation = live.engine.incarnation
         async with self._slots:
             health = await self.lifecycle.booter.check(

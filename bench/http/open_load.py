@@ -5,13 +5,12 @@ moments that matter (coordinated omission). Here each request has its time; its 
 counts from then, also while it waits for a connection.
 """
 
-import asyncio
+import select
+import socket
 import time
 from collections import deque
-from typing import Any
 from urllib.parse import urlsplit
 
-import uvloop
 from msgspec import Struct
 
 from bench.http.servers import Target
@@ -19,6 +18,8 @@ from bench.measure import percentile
 
 CONNECTIONS = 64
 WARM_UP_S = 0.5
+PATIENCE_S = 5.0
+PIECE = 65_536
 END = b"\r\n\r\n"
 LENGTH = b"content-length: "
 
@@ -35,99 +36,103 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 def run(target: Target, *, rate: float, seconds: float) -> Latency:
     """Ask `rate` times a second and return the latencies, those of the warm-up left out."""
-    return uvloop.run(_Load(target, rate=rate, seconds=seconds).run())
+    load = _Load(target, rate=rate, seconds=seconds)
+    try:
+        return load.run()
+    finally:
+        load.close()
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, load: "_Load") -> None:
-        self.load = load
-        self.asked_at = 0.0
-        self.read = b""
+class _Connection:
+    """One request at a time, on a socket of its own."""
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.load.free.append(self)
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.socket = socket.create_connection(address)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(0)
+        self.due_at = 0.0
+        self._read = b""
+        self._length = 0  # of a whole answer: they are all alike
 
-    def ask(self, due_at: float) -> None:
-        self.asked_at = due_at
-        self.transport.write(self.load.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.read += data
-        head = self.read.find(END)
+    def answered(self) -> bool:
+        """Read on; whether the answer is whole."""
+        piece = self.socket.recv(PIECE)
+        assert piece, "a connection broke"
+        if not self._read and len(piece) == self._length:
+            return True
+        self._read += piece
+        head = self._read.find(END)
         if head < 0:
-            return
-        at = self.read.lower().index(LENGTH, 0, head) + len(LENGTH)
-        length = int(self.read[at : self.read.index(b"\r", at)])
-        if len(self.read) >= head + len(END) + length:
-            self.read = b""
-            self.load.answered(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        assert self.load.over, f"a connection broke: {error}"
+            return False
+        at = self._read.lower().index(LENGTH, 0, head) + len(LENGTH)
+        length = head + len(END) + int(self._read[at : self._read.index(b"\r", at)])
+        if len(self._read) < length:
+            return False
+        self._read, self._length = b"", length
+        return True
 
 
 class _Load:
+    """A loop that does nothing else: an event loop would take as long as what is measured."""
+
     def __init__(self, target: Target, *, rate: float, seconds: float) -> None:
-        self.address = urlsplit(target.url)
+        address = urlsplit(target.url)
         self.request = _request(target)
         self.rate = rate
         self.count = int(rate * (seconds + WARM_UP_S))
-        self.free: list[_Connection] = []
         self.waiting: deque[float] = deque()
         self.latencies: list[float] = []
-        self.over = False
-
-    async def run(self) -> Latency:
-        loop = asyncio.get_running_loop()
-        host, port = self.address.hostname or "", self.address.port or 0
+        self.epoll = select.epoll()
+        self.connections: dict[int, _Connection] = {}
         for _ in range(CONNECTIONS):
-            await loop.create_connection(lambda: _Connection(self), host, port)
-        await self._ask_all()
-        await self._drain()
-        self.over = True
-        for connection in self.free:
-            connection.transport.close()
+            one = _Connection((address.hostname or "", address.port or 0))
+            self.connections[one.socket.fileno()] = one
+            self.epoll.register(one.socket.fileno(), select.EPOLLIN)
+        self.free = [*self.connections.values()]
+
+    def close(self) -> None:
+        self.epoll.close()
+        for one in self.connections.values():
+            one.socket.close()
+
+    def run(self) -> Latency:
+        """Spin rather than sleep: a timer of a millisecond would be all that is measured."""
+        began = time.perf_counter()
+        self.counts_from = began + WARM_UP_S
+        asked = self.answered = 0
+        until = began + self.count / self.rate + PATIENCE_S
+        while self.answered < self.count and (now := time.perf_counter()) < until:
+            due = min(int((now - began) * self.rate) + 1, self.count)
+            self.waiting.extend(began + number / self.rate for number in range(asked, due))
+            asked = max(asked, due)
+            while self.waiting and self.free:
+                self._ask(self.free.pop())
+            self._take_answers()
         seen = sorted(self.latencies)
         return Latency(
             rate=self.rate,
             p50_ms=percentile(seen, 0.5),
             p99_ms=percentile(seen, 0.99),
             p999_ms=percentile(seen, 0.999),
-            behind=self.count - self._answered,
+            behind=self.count - self.answered,
         )
 
-    async def _ask_all(self) -> None:
-        """Spin rather than sleep: a timer of a millisecond would be all that is measured."""
-        self._answered = 0
-        began = time.perf_counter()
-        self.counts_from = began + WARM_UP_S
-        asked = 0
-        while asked < self.count:
-            due = min(int((time.perf_counter() - began) * self.rate) + 1, self.count)
-            for number in range(asked, due):
-                self.waiting.append(began + number / self.rate)
-            asked = max(asked, due)
-            while self.waiting and self.free:
-                self.free.pop().ask(self.waiting.popleft())
-            await asyncio.sleep(0)
+    def _ask(self, connection: _Connection) -> None:
+        connection.due_at = self.waiting.popleft()
+        connection.socket.send(self.request)
 
-    async def _drain(self) -> None:
-        deadline = time.perf_counter() + 5
-        while self._answered < self.count and time.perf_counter() < deadline:
-            while self.waiting and self.free:
-                self.free.pop().ask(self.waiting.popleft())
-            await asyncio.sleep(0)
-
-    def answered(self, connection: _Connection) -> None:
-        now = time.perf_counter()
-        self._answered += 1
-        if connection.asked_at >= self.counts_from:
-            self.latencies.append((now - connection.asked_at) * 1000)
-        if self.waiting:
-            connection.ask(self.waiting.popleft())
-        else:
-            self.free.append(connection)
+    def _take_answers(self) -> None:
+        for number, _ in self.epoll.poll(0):
+            connection = self.connections[number]
+            if not connection.answered():
+                continue
+            self.answered += 1
+            if connection.due_at >= self.counts_from:
+                self.latencies.append((time.perf_counter() - connection.due_at) * 1000)
+            if self.waiting:
+                self._ask(connection)
+            else:
+                self.free.append(connection)
 
 
 def _request(target: Target) -> bytes:

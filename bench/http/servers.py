@@ -22,6 +22,7 @@ from enginegate.keys import new_admin_key, new_master_key
 PATIENCE_S = 30.0
 ENGINE_PORTS = 100
 USER = "user-1"
+_RANGES: set[int] = set()
 NO_KEY = "pk-eg-0123456789012345678901234567890123456789012"  # as long as a real one
 UVICORN = (
     "-m", "uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log",
@@ -155,7 +156,7 @@ def enginegate(
     directory: Path, *, config: str = "", module: str = "enginegate", **env: str
 ) -> Iterator[Gate]:
     """Serve enginegate as its users do; whatever engines it has go at the end."""
-    port, first = free_port(), free_ports(ENGINE_PORTS)
+    port, first = free_port(), _engine_ports()
     home = directory / f"gate-{port}"
     home.mkdir()
     (home / "config.toml").write_text(
@@ -179,6 +180,14 @@ def enginegate(
             gate.destroy_all()
     finally:
         _end_engines(home)  # engines outlive their gate: those of a pool, and of a run that failed
+
+
+def _engine_ports() -> int:
+    """Return a range of ports that no other gate of this run was given."""
+    while (first := free_ports(ENGINE_PORTS)) in _RANGES:
+        pass
+    _RANGES.add(first)
+    return first
 
 
 def _end_engines(home: Path) -> None:

@@ -26,6 +26,8 @@ from enginegate.keys import digest
 
 PREFIX, SUFFIX = "/engines/", "/admit"
 NOT_FOUND = 404
+READY_MAX = 1024
+"""Answers kept as messages: enough for those that are asked for again and again."""
 
 
 def build(services: Services) -> ASGIApp:
@@ -86,7 +88,7 @@ class Gate:
         self._by_key = services.registry.by_key
         self._ordinary = routes
         self._body_max = services.config.server.max_body_bytes
-        self._starts: dict[int, Message] = {}
+        self._ready: dict[bytes, tuple[Message, Message]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -98,7 +100,8 @@ class Gate:
             return
         key, declared = _key_and_length(scope)
         # Who is not let in, or says too much, is refused without being asked for the body.
-        if key is None or digest(key) not in self._by_key or declared > self._body_max:
+        product = None if key is None else self._by_key.get(digest(key))
+        if key is None or product is None or declared > self._body_max:
             await self._routes(scope, receive, send)
             return
         message = await receive()
@@ -106,21 +109,24 @@ class Gate:
             message = await _whole(message, receive, limit=self._body_max)
         if message["type"] == "http.request" and not message.get("more_body", False):
             body = message.get("body", b"")
-            answer = self._warm(key, user_id, body) if len(body) <= self._body_max else None
+            fits = len(body) <= self._body_max
+            answer = self._warm(key, user_id, body, product) if fits else None
             if answer is not None:
-                found = prepared.body_of(answer)
-                await send(self._starts.get(len(found)) or self._start(len(found)))
-                await send({"type": "http.response.body", "body": found})
+                start, rest = self._ready.get(answer) or self._made_ready(answer)
+                await send(start)
+                await send(rest)
                 return
         await self._routes(scope, _replay(message, receive), send)
 
     async def _routes(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._ordinary(_with_slashes_kept(scope), receive, send)
 
-    def _start(self, length: int) -> Message:
-        """Return the head of an answer of this length, made once."""
-        start = self._starts[length] = prepared.start_of(length)
-        return start
+    def _made_ready(self, answer: bytes) -> tuple[Message, Message]:
+        """Return the messages that an answer is to a server, and keep those of the last few."""
+        if len(self._ready) >= READY_MAX:
+            self._ready.clear()
+        ready = self._ready[answer] = prepared.messages(answer)
+        return ready
 
 
 def _admitted_user(scope: Scope) -> str | None:

@@ -22,13 +22,13 @@ def prepare(live: LiveEngine, lease_s: float) -> bytes:
     return b"\r\n".join(lines) + END_OF_HEAD + body
 
 
-def body_of(prepared: bytes) -> bytes:
-    return prepared[prepared.index(END_OF_HEAD) + len(END_OF_HEAD) :]
-
-
-def start_of(length: int) -> Message:
-    """Return the ASGI message that begins an answer with a body of this length."""
-    return {"type": "http.response.start", "status": OK, "headers": _headers(length)}
+def messages(prepared: bytes) -> tuple[Message, Message]:
+    """Return the two ASGI messages that send a prepared answer."""
+    body = prepared[prepared.index(END_OF_HEAD) + len(END_OF_HEAD) :]
+    return (
+        {"type": "http.response.start", "status": OK, "headers": _headers(len(body))},
+        {"type": "http.response.body", "body": body},
+    )
 
 
 def _headers(length: int) -> list[tuple[bytes, bytes]]:

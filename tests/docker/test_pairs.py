@@ -1,13 +1,17 @@
 """What enginegate adds to Docker's own time: pairs with the raw calls, medians, ratios."""
 
 import asyncio
+import statistics
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.docker_pairs import Pairs, Target, provisions, wakes
+from enginegate.cli.sandbox import free_ports
 from tests.backends import image
 from tests.backends.contract import free_port
 from tests.docker.gate import DockerGate, admit, call
@@ -22,7 +26,9 @@ quiet_machine = pytest.mark.skipif(
 )
 WAKE_RATIO, WAKE_EXTRA_MS = 1.3, 5.0
 PROVISION_RATIO = 1.2
+POOL_SHARE, POOL_PORTS = 1 / 20, 100
 MEMORY = "64m"
+_APART = range(11_000, 12_000)  # from those of the other gate
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,23 @@ def target(gate: DockerGate) -> Target:
         memory=MEMORY,
         raw_port=free_port(),
     )
+
+
+@pytest.fixture
+def pooled(gate: DockerGate, tmp_path: Path) -> Iterator[DockerGate]:
+    """Another, which keeps spares."""
+    first = free_ports(POOL_PORTS, _APART)
+    settings = {
+        "ENGINE__IMAGE": image.IMAGE,
+        "ENGINE__LIMITS__MEMORY": MEMORY,
+        "POOL__SIZE": "3",
+        "PORTS__MIN": str(first),
+        "PORTS__MAX": str(first + POOL_PORTS - 1),
+    }
+    pooled = DockerGate(tmp_path, settings=settings)
+    pooled.start()
+    yield pooled
+    pooled.close()
 
 
 async def test_asleep_is_paused_for_docker(gate: DockerGate) -> None:
@@ -99,3 +122,34 @@ def test_a_provision_costs_little_more_than_docker_takes_for_it(
         lambda pairs: pairs.raw_p50_ms * PROVISION_RATIO,
         capsys,
     )
+
+
+async def test_a_first_admit_from_the_pool_takes_a_twentieth_of_a_cold_one(
+    gate: DockerGate, pooled: DockerGate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine that is there already only has to be written down as this user's."""
+    cold, claimed = [], []
+    async with gate.http() as bare, pooled.http() as full:
+        for number in range(PAIRS // 5):
+            await until_full(pooled)
+            for http, found in ((full, claimed), (bare, cold)):
+                began = time.perf_counter()
+                await admit(http, f"pair-{number}")
+                found.append((time.perf_counter() - began) * 1000)
+            for http in (full, bare):
+                await http.delete(f"/engines/pair-{number}")
+    cold_ms, pool_ms = statistics.median(cold), statistics.median(claimed)
+    with capsys.disabled():
+        print(
+            f"\n  first admit: p50 cold {cold_ms:.1f} ms, pool {pool_ms:.1f} ms", end="", flush=True
+        )
+    assert pool_ms <= cold_ms * POOL_SHARE
+
+
+async def until_full(pooled: DockerGate) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            pool = (await asyncio.to_thread(pooled.admin, "GET", "/status")).json()["pool"]
+            if pool["ready"] == pool["size"] and not pool["booting"]:
+                return
+            await asyncio.sleep(0.02)

@@ -93,7 +93,7 @@ class Wire:
                 await far.drain()
                 if found and self._strike and self._is_meant(*found.groups()):
                     (_, _, strike), self._strike = self._strike, None
-                    await asyncio.to_thread(strike)
+                    strike()  # here and now: in a thread, the daemon might be done before it
 
     def _is_meant(self, method: bytes, path: bytes) -> bool:
         assert self._strike is not None

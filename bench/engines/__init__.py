@@ -1,0 +1,1 @@
+"""Engines other than the bundled one, to be measured with."""
