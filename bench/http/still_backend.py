@@ -62,7 +62,12 @@ class StillBackend:
         return Observation(engine_id=engine_id, presence=presence)
 
     async def list(self) -> Sequence[Observation]:
-        return [Observation(engine_id=one, presence=seen) for one, seen in self._seen.items()]
+        """As processes are: what is stopped is not there."""
+        return [
+            Observation(engine_id=one, presence=seen)
+            for one, seen in self._seen.items()
+            if seen is not Presence.STOPPED
+        ]
 
     async def logs(self, engine_id: str, *, lines: int) -> Sequence[str]:  # noqa: ARG002
         return []

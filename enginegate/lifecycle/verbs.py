@@ -103,19 +103,28 @@ class Lifecycle:
         await self._perform(live, "start", work, actor=actor, params=version)
 
     async def _start(self, live: LiveEngine, *, version: str | None, actor: str) -> None:
+        another = version is not None and version != live.engine.engine_version
         match live.engine.status:
             case Status.RUNNING:
                 raise EngineAlreadyRunningError("The engine runs.", status="running")
             case Status.DESTROYING:
                 raise EngineNotRunningError("The engine is being destroyed.", status="destroying")
-            case Status.SLEEPING if version is not None and version != live.engine.engine_version:
+            case Status.SLEEPING if another:
                 raise EngineAlreadyRunningError(
                     "A sleeping engine keeps its version; stop it first.", status="sleeping"
                 )
             case Status.SLEEPING:
                 await self.starter.wake(live, actor=actor, via="start")
+            case Status.PROVISIONING if (
+                version is not None and version != live.engine.engine_version
+            ):
+                # A crash cut it in half, and the backend has not been asked yet how far it got.
+                raise EngineNotRunningError(
+                    "The engine is half made: start it as it is, or stop it first once it runs.",
+                    status="provisioning",
+                )
             case _:
-                if version is not None and version != live.engine.engine_version:
+                if version is not None and another:
                     await self.ground.registry.commit(
                         f.VersionChanged(
                             **self.ground.ids(live),

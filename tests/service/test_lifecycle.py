@@ -78,6 +78,26 @@ async def test_an_upgrade_is_a_start_of_a_stopped_engine(make_gate: Any) -> None
     assert gate.backend.engine(live.engine.engine_id).spec.engine_version == "engine:2"
 
 
+async def test_an_engine_that_is_half_made_keeps_its_version(make_gate: Any) -> None:
+    """Nobody knows yet how far the old version got; started as it is, it comes up."""
+    gate = await make_gate(DOCKER_LIKE)
+    owner = await gate.product()
+    hang = gate.backend.hang("start")
+    gate.spawn(gate.engine(owner))
+    await settle()
+    gate.journal.failing = True  # so that the failed boot cannot be undone
+    hang.release()
+    await settle()
+    gate.journal.failing, gate.journal.status = False, "ok"
+    live = owner.engines["ann"]
+    with pytest.raises(EngineNotRunningError) as error:
+        await gate.lifecycle.start(live, version="engine:2", actor="acme")
+    assert error.value.fields["status"] == live.engine.status == "provisioning"
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    assert live.running
+    assert live.engine.engine_version == "engine:1"
+
+
 async def test_start_brings_back_from_every_resting_state(gate: Any) -> None:
     """stopped, sleeping and failed engines start; a running one says so."""
     owner = await gate.product()
