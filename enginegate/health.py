@@ -74,12 +74,13 @@ class HealthLoop:
                 group.create_task(self._probe(live))
                 async for live in self._in_turn(awake, spread_s)
             ]
-        failed = [live for probe in probes if (live := probe.result())]
+        failed = [found for probe in probes if (found := probe.result())]
         if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
-            self._suspend(failed)
+            self._suspend([live for live, _ in failed])
             return
-        for live in failed:
-            await self._fail(live, reason="unhealthy")
+        for live, incarnation in failed:
+            if self._current(live, incarnation):  # nobody has stopped it since its probe
+                await self._fail(live, reason="unhealthy")
 
     async def _in_turn(self, awake: list[LiveEngine], spread_s: float) -> AsyncIterator[LiveEngine]:
         """Yield each engine at its time, if it still runs then."""
@@ -95,8 +96,8 @@ class HealthLoop:
         """Find out whether the backend answers."""
         self.backend_ok = await self.ground.backend.ping()
 
-    async def _probe(self, live: LiveEngine) -> LiveEngine | None:
-        """Probe one engine; return it if its failures have reached the threshold."""
+    async def _probe(self, live: LiveEngine) -> tuple[LiveEngine, int] | None:
+        """Probe one engine; return it and its life if its failures have reached the threshold."""
         incarnation = live.engine.incarnation
         async with self._slots:
             health = await self.lifecycle.booter.check(
@@ -106,7 +107,7 @@ class HealthLoop:
             return None  # it began another life meanwhile: the result is about the old one
         self._take(live, health)
         worn_out = live.probe_failures >= self.ground.config.health.max_failures
-        return live if worn_out and self.backend_ok else None
+        return (live, incarnation) if worn_out and self.backend_ok else None
 
     def _current(self, live: LiveEngine, incarnation: int) -> bool:
         return live.running and live.operation is None and live.engine.incarnation == incarnation

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from enginegate.admission import Refused
 from enginegate.backends.base import BackendEvent
 from enginegate.config import Config, Health, Restart
@@ -56,6 +58,35 @@ async def test_an_unhealthy_engine_is_restarted_until_the_gate_gives_up(
     fake.healthy = True
     await gate.lifecycle.start(live, version=None, actor="acme")
     assert (live.running, live.engine.restart_attempts) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("verbs", "left"),
+    [(("stop",), "stopped"), (("stop", "start"), "running"), (("destroy",), "gone")],
+)
+async def test_a_failed_probe_is_void_once_somebody_acted(
+    make_gate: Any,
+    clock: Any,
+    caplog: pytest.LogCaptureFixture,
+    verbs: tuple[str, ...],
+    left: str,
+) -> None:
+    """A sweep judges at its end: whoever was stopped, or began another life, is not failed."""
+    gate = await make_gate(Config(health=Health(interval_s=10, timeout_s=5, max_failures=1)))
+    owner = await gate.product()
+    sick, slow = await gate.engine(owner, "sick"), await gate.engine(owner, "slow")
+    gate.backend.engine(sick.engine.engine_id).healthy = False
+    gate.backend.engine(slow.engine.engine_id).probe_delay_s = 4
+    gate.spawn(gate.health.sweep())
+    await settle()
+    gate.backend.engine(sick.engine.engine_id).healthy = True
+    for verb in verbs:
+        more = {"version": None} if verb == "start" else {}
+        await getattr(gate.lifecycle, verb)(sick, actor="acme", **more)
+    await clock.advance(6)
+    assert ("gone" if sick.gone else sick.engine.status) == left
+    assert gate.actions()[-1] == verbs[-1]
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 async def test_the_count_of_attempts_starts_anew_after_a_time_of_health(
