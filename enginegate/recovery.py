@@ -197,6 +197,8 @@ class Recovery:
 
     async def _meet(self, live: LiveEngine, listed: Observation) -> None:
         """Settle an engine; a listing that speaks against its row is old, so look again first."""
+        if live.operation is not None or live.gone:
+            return  # somebody acted since it was listed
         if live.engine.status in _HALF_WAY or self._agree(live, listed):
             await self._settle(live, listed)
         else:
