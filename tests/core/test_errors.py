@@ -40,10 +40,10 @@ def test_a_backend_error_says_whether_anything_is_known_about_the_engine() -> No
 def test_a_journal_error_names_the_place_and_what_helps() -> None:
     """File, offset, and the command to run next; the exit code tells scripts the kind."""
     path = str(Path("data") / "segment-1")
-    error = errors.JournalError("The journal is damaged.", path=path, offset=96, hint="Repair it.")
-    assert str(error) == "The journal is damaged. (data/segment-1 at offset 96) Repair it."
+    error = errors.JournalError("a frame is damaged", path=path, offset=96, hint="Repair it.")
+    assert str(error) == "a frame is damaged (data/segment-1 at offset 96). Repair it."
     assert (error.path, error.offset, error.hint, error.exit_code) == (path, 96, "Repair it.", 65)
-    assert str(errors.JournalError("In use.", path="data", exit_code=75)) == "In use. (data)"
+    assert str(errors.JournalError("in use", path="data", exit_code=75)) == "in use (data)"
 
 
 def test_a_config_error_lists_every_fault() -> None:

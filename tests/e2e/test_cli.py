@@ -497,8 +497,8 @@ def test_damage_is_found_and_placed(own_server: Server) -> None:
 
 def test_a_directory_that_is_not_there_is_not_made(cli: Cli) -> None:
     """A slip of the pen leaves no empty journal behind."""
-    assert "nowhere" in cli.run("journal", "dump", "--data-dir", "nowhere", exits=78).stderr
-    assert "nowhere" in cli.run("journal", "verify", "--data-dir", "nowhere", exits=2).stdout
+    for command in ("dump", "verify"):
+        assert "nowhere" in cli.run("journal", command, "--data-dir", "nowhere", exits=78).stderr
     assert not (cli.directory / "nowhere").exists()
 
 
