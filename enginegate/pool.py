@@ -45,6 +45,10 @@ _NOBODY: Final = Product(
 )
 
 
+class _PortHeldError(BackendFailedError):
+    """Another program holds the spare's port, whatever it is to run."""
+
+
 class Pool:
     """Owned by the server: `at_start` before it listens, then `run_forever`."""
 
@@ -146,8 +150,8 @@ class Pool:
                 timeout_s=self.ground.config.boot.timeout_s,
                 late=BootTimeoutError,
             )
-        except StorageUnavailableError:
-            raise
+        except (StorageUnavailableError, _PortHeldError):
+            raise  # a fault of no engine: the next tick goes on, with the next port
         except GateError as error:
             if known is None:
                 self._failed(error)
@@ -190,7 +194,8 @@ class Pool:
             await self.ground.backend.start(spec)
         except PortTakenError as error:
             self._held_ports.add(spare.port)
-            raise told(error) from error
+            message = f"Port {spare.port} is held by another program."
+            raise _PortHeldError(message) from error
         except BackendError as error:
             raise told(error) from error
 

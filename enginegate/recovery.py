@@ -293,6 +293,9 @@ class Recovery:
     async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
         if live.engine.pending_key is not None:
             await self._settle_rotation(live, seen)
+            if seen.presence in DOWN:  # between its two lives, which is no fault of its own
+                self._bring(live, lambda _: self._with_its_key(live), "started again")
+                return
         if not live.life and seen.presence in UP:
             live.life = seen.life
             if self._unadopted:
@@ -326,7 +329,8 @@ class Recovery:
             await self.ground.registry.commit(
                 f.KeyRotationFailed(**ids, at_ms=at_ms, reason="enginegate was restarted meanwhile")
             )
-            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+            if seen.presence in UP:  # a start puts it too
+                await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
 
     def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
         """Begin to bring the engine where its row says; one that is slow holds nobody up."""

@@ -43,6 +43,18 @@ async def test_the_pool_is_filled(gate: Any) -> None:
     assert len(gate.registry.ports.leased) == 3
 
 
+async def test_ports_held_by_strangers_are_passed_over_at_once(make_gate: Any, clock: Any) -> None:
+    """They say nothing about the image, so the pool neither waits nor stalls over them."""
+    gate = await make_gate(Config(pool=Pool(size=1)))
+    gate.backend.world.taken_ports.update(range(9001, 9001 + 2 * TRIES))
+    gate.run_loops()
+    began = clock.now()
+    await filled(gate)
+    assert clock.now() - began < 2 * TRIES * 0.2
+    assert gate.registry.ports.leased == {9001 + 2 * TRIES}
+    assert len(known(gate)) == 1
+
+
 async def test_a_provision_claims_a_spare(gate: Any) -> None:
     """Nothing is booted for it, the engine is the spare, and the pool fills up again."""
     owner = await gate.product()

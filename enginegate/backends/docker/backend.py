@@ -119,6 +119,9 @@ class DockerBackend:
 
     async def open(self) -> None:
         self._daemon.open()
+        if self._url_mode == "network":
+            told = "engines can reach each other on network %s: url_mode is network"
+            log.warning(told, self._network)
 
     async def close(self) -> None:
         await self._supplies.close()
