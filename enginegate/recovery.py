@@ -17,6 +17,7 @@ from enginegate.errors import BackendError, BootTimeoutError, GateError
 from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle, Products
 from enginegate.lifecycle.boot import told, unanswered
+from enginegate.lifecycle.failure import STOP_GRACE_S
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Status
 from enginegate.orphans import Orphans
@@ -30,7 +31,6 @@ COMPARE_BLIND_S = 10.0  # while no events come
 COMPARE_PAUSE_S = 1.0
 REPAIR_S = 60.0
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
-STOP_GRACE_S = 30.0
 
 IN_SERVICE = (Status.RUNNING, Status.SLEEPING)
 UP = (Presence.RUNNING, Presence.PAUSED)

@@ -10,6 +10,8 @@ from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine
 from enginegate.registry import LiveEngine
 
+STOP_GRACE_S = 30.0
+SLACK_S = 5.0  # beyond a verb's own deadline, before its caller is answered anyway
 RESTART_GRACE_S = 10.0  # an engine that already failed gets less time to say goodbye
 
 

@@ -1,5 +1,7 @@
 """A new key for a running engine, by replacing it or under its feet."""
 
+import asyncio
+
 from enginegate import facts as f
 from enginegate.errors import (
     BackendError,
@@ -9,8 +11,8 @@ from enginegate.errors import (
     StorageUnavailableError,
 )
 from enginegate.keys import digest_hex
-from enginegate.lifecycle.boot import Booter, told
-from enginegate.lifecycle.failure import Failures
+from enginegate.lifecycle.boot import Booter, told, unanswered
+from enginegate.lifecycle.failure import SLACK_S, STOP_GRACE_S, Failures
 from enginegate.lifecycle.ground import Ground
 from enginegate.registry import LiveEngine
 
@@ -39,6 +41,7 @@ class Rotation:
             if self.ground.config.engine.rotate_mode == "live":
                 overlap_until_ms = await self._swap_live(live, digest_hex(key))
             else:
+                await self._end_old_life(live, digest_hex(key))
                 await self._swap_by_restart(live, digest_hex(key))
         except GateError as error:
             await self._rotation_failed(live, error, started, actor=actor)
@@ -64,6 +67,17 @@ class Rotation:
             raise told(error) from error
         overlap_s = self.ground.config.engine.key_overlap_s
         return self.ground.clock.wall_ms() + max(round(overlap_s * 1000), 1)
+
+    async def _end_old_life(self, live: LiveEngine, key_hash: str) -> None:
+        """Stop the old life in the time a stop has, once all that the new one needs is there."""
+        try:
+            await self.ground.backend.prepare(self.booter.spec(live.engine, key_hash=key_hash))
+            async with asyncio.timeout(STOP_GRACE_S + SLACK_S):
+                await self.failures.halt(live, grace_s=STOP_GRACE_S)
+        except BackendError as error:
+            raise told(error) from error
+        except TimeoutError as error:
+            raise told(unanswered("stop", live)) from error
 
     async def _swap_by_restart(self, live: LiveEngine, key_hash: str) -> None:
         await self.booter.bring_up(live, late=BootTimeoutError, key_hash=key_hash)

@@ -19,7 +19,7 @@ from enginegate.lifecycle.boot import Booter, told, unanswered
 from enginegate.lifecycle.failure import RESTART_GRACE_S, Failures
 from enginegate.lifecycle.fair import FairPlaces
 from enginegate.lifecycle.ground import Ground
-from enginegate.model import Outcome
+from enginegate.model import Outcome, Status
 from enginegate.registry import LiveEngine
 
 # A little more than a backend does at once: its own queue, in which wakes go first, is
@@ -41,6 +41,7 @@ class Starter:
     async def boot(self, live: LiveEngine, *, via: str, actor: str) -> None:
         started = self.ground.clock.now()
         try:
+            await self._make_way(live)
             begun = await self.booter.bring_up(live, late=BootTimeoutError)
         except GateError as error:
             await self._fail(live, error, via=via, started=started, actor=actor)
@@ -145,8 +146,7 @@ class Starter:
             f.RestartBegun(**ids, at_ms=self.ground.clock.wall_ms(), attempt=attempt)
         )
         try:
-            if not await self._restarted_already(live):
-                await self.failures.halt(live, grace_s=RESTART_GRACE_S)
+            await self._make_way(live)
             begun = await self.booter.bring_up(live, late=BootTimeoutError)
         except StorageUnavailableError:
             raise
@@ -163,6 +163,11 @@ class Starter:
             ),
             use_reserve=True,
         )
+
+    async def _make_way(self, live: LiveEngine) -> None:
+        """End what is left of a life that failed, so that another begins."""
+        if live.engine.status is Status.FAILED and not await self._restarted_already(live):
+            await self.failures.halt(live, grace_s=RESTART_GRACE_S)
 
     async def _restarted_already(self, live: LiveEngine) -> bool:
         """Return whether the backend has begun another life by itself: then that one is taken."""

@@ -17,7 +17,7 @@ from enginegate.errors import (
 )
 from enginegate.keys import new_engine_key
 from enginegate.lifecycle.boot import Booter, told
-from enginegate.lifecycle.failure import Failures
+from enginegate.lifecycle.failure import SLACK_S, STOP_GRACE_S, Failures
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.noting import Noting
 from enginegate.lifecycle.operations import Operations
@@ -29,8 +29,6 @@ from enginegate.lifecycle.starting import Starter
 from enginegate.model import Outcome, Status
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
-STOP_GRACE_S = 30.0
-SLACK_S = 5.0  # beyond a verb's own deadline, before its caller is answered anyway
 DESTROY_S = 60.0
 
 

@@ -145,3 +145,15 @@ def test_a_start_after_a_failed_boot_is_the_way_back(unprobed: Shop) -> None:
     assert unprobed.do("start", engine_version="lab:fine")["status"] == "running"
     assert unprobed.admit()["engine"]["engine_version"] == "lab:fine"
     unprobed.close()
+
+
+def test_a_rotation_leaves_a_slow_engine_the_time_that_a_stop_has(unprobed: Shop) -> None:
+    """Its goodbye takes longer than a boot may: that is not counted against the new life."""
+    unprobed.user = "slow"
+    body = {"user_id": unprobed.user, "engine_version": "lab:slow"}
+    unprobed.engine = unprobed.http.post("/engines/provision", json=body).json()
+    pid, key = unprobed.pid, unprobed.do("rotate-key")["api_key"]
+    assert unprobed.pid != pid
+    assert unprobed.admit()["engine"]["api_key"] == key
+    assert trail(unprobed) == []
+    unprobed.close()

@@ -89,6 +89,26 @@ async def test_a_failed_probe_is_void_once_somebody_acted(
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
+async def test_a_start_of_an_engine_that_failed_alive_begins_another_life(
+    make_gate: Any, clock: Any
+) -> None:
+    """It hangs, and nobody waits for its restart: the operator's start ends the old process too."""
+    gate = await make_gate(QUICK)
+    live = await gate.engine(await gate.product())
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.healthy, life = False, live.life
+    for _ in range(3):
+        await gate.health.sweep()
+    assert (live.engine.status, fake.alive) == ("failed", True)
+    fake.healthy = True
+    starting = gate.spawn(gate.lifecycle.start(live, version=None, actor="acme"))
+    await clock.advance(1)
+    await starting
+    assert live.running
+    assert live.life != life
+    assert gate.backend.count("stop") == 1
+
+
 async def test_the_count_of_attempts_starts_anew_after_a_time_of_health(
     make_gate: Any, clock: Any
 ) -> None:
