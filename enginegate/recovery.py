@@ -30,7 +30,6 @@ COMPARE_EVERY_S = 25.0  # and a restart within 35 s of a crash that no event tol
 COMPARE_BLIND_S = 10.0  # while no events come
 COMPARE_PAUSE_S = 1.0
 REPAIR_S = 60.0
-BEGUN_S = 1.0  # in which the process of an engine is there, if it is not well yet
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
 
 IN_SERVICE = (Status.RUNNING, Status.SLEEPING)
@@ -294,11 +293,6 @@ class Recovery:
     async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
         if live.engine.pending_key is not None:
             await self._settle_rotation(live, seen)
-            if seen.presence in DOWN:  # between its two lives, which is no fault of its own
-                begun = self._bring(live, lambda _: self._with_its_key(live), "started again")
-                if begun is not None and self._unadopted:  # its row says that it runs
-                    await asyncio.wait([begun.done], timeout=BEGUN_S)
-                return
         if not live.life and seen.presence in UP:
             live.life = seen.life
             if self._unadopted:
@@ -332,13 +326,12 @@ class Recovery:
             await self.ground.registry.commit(
                 f.KeyRotationFailed(**ids, at_ms=at_ms, reason="enginegate was restarted meanwhile")
             )
-            if seen.presence in UP:  # a start puts it too
-                await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
 
-    def _bring(self, live: LiveEngine, act: Act, what: str) -> Operation | None:
+    def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
         """Begin to bring the engine where its row says; one that is slow holds nobody up."""
         if live.operation is not None:
-            return None
+            return
 
         async def work(_: Operation) -> None:
             try:
@@ -350,7 +343,7 @@ class Recovery:
                 raise told(unanswered("settle", live)) from error
             self.ground.registry.note("recovered", live=live, what=what)
 
-        return self.lifecycle.operations.begin(live, "settle", work, actor="system")
+        self.lifecycle.operations.begin(live, "settle", work, actor="system")
 
     async def _stop(self, engine_id: str) -> None:
         await self.ground.backend.stop(engine_id, grace_s=STOP_GRACE_S)

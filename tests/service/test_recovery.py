@@ -87,29 +87,6 @@ async def test_a_crash_at_any_backend_call_of_a_verb_is_put_right(
     raise AssertionError("the verb never came to its end")
 
 
-async def test_a_rotation_cut_in_half_is_no_fault_of_the_engine(make_gate: Any, clock: Any) -> None:
-    """Whichever call the crash came before, it is up again at once, and nobody is blamed."""
-    for nth in range(1, 10):
-        gate = await make_gate()
-        live = await gate.engine(await gate.product())
-        gate.backend.die(nth=nth)
-        rotating = asyncio.ensure_future(gate.lifecycle.rotate_key(live, actor="a"))
-        await settle()
-        finished = rotating.done() and rotating.exception() is None
-        rotating.cancel()
-        again = await gate.crash_and_restart()
-        again.run_loops()
-        await clock.advance(1)
-        found = again.registry.engines[live.engine.engine_id]
-        assert (found.running, found.engine.restart_attempts) == (True, 0), (nth, again.actions())
-        assert "health_failed!" not in again.actions(), nth
-        assert agree(again), nth
-        await again.close()
-        if finished:
-            return
-    raise AssertionError("the rotation never came to its end")
-
-
 async def test_a_provision_cut_in_half_goes_on(make_gate: Any, clock: Any) -> None:
     """The row is there, the boot is under way again, and it ends in `running`."""
     gate = await make_gate()
