@@ -298,7 +298,7 @@ class Committer:
     def _give_up_quietly(self) -> None:
         try:
             self._give_up(FAILED)
-        except Exception:
+        except Exception:  # logged: what was given up is told by _reject_all all the same
             log.exception("abandon failed as well")
 
     def _reject_all(self, reason: str) -> None:

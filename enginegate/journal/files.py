@@ -128,7 +128,7 @@ def write_new(
             storage.drop_cache(fd)
             if _checksum(storage, fd, length) != check:
                 _refuse_disk(temporary)
-    except BaseException:
+    except BaseException:  # cleaned up, and raised again
         storage.close(fd)
         discard(storage, temporary)
         raise
@@ -141,7 +141,7 @@ def publish(storage: Storage, path: Path) -> None:
     try:
         with new_file(path):
             storage.rename(temporary, path)
-    except BaseException:
+    except BaseException:  # cleaned up, and raised again
         discard(storage, temporary)
         raise
 

@@ -228,7 +228,7 @@ class Journal:
             segment = self._create_segment(genesis=self.fresh and not state)
             keep(self._storage, self._last)
             self._publish(segment)
-        except BaseException:
+        except BaseException:  # cleaned up, and raised again
             discard(self._storage, path.with_name(path.name + ".tmp"))
             raise
         with self._condition.latching():

@@ -43,7 +43,7 @@ def take(
             log.warning("%s", warning)
         if recovered.tear:
             _keep(storage, directory, recovered)
-    except BaseException:
+    except BaseException:  # cleaned up, and raised again
         os.close(lock_fd)
         raise
     return recovered, lock_fd

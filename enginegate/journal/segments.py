@@ -70,6 +70,6 @@ def publish_segment(storage: Storage, segment: Segment) -> None:
         publish(storage, segment.path)
         with live_file(segment.path):
             storage.sync_directory(segment.path.parent)
-    except BaseException:
+    except BaseException:  # cleaned up, and raised again
         segment.close()
         raise
