@@ -100,8 +100,8 @@ class Gate:
             return
         key, declared = _key_and_length(scope)
         # Who is not let in, or says too much, is refused without being asked for the body.
-        product = None if key is None else self._by_key.get(digest(key))
-        if key is None or product is None or declared > self._body_max:
+        hashed = None if key is None else digest(key)
+        if key is None or hashed not in self._by_key or declared > self._body_max:
             await self._routes(scope, receive, send)
             return
         message = await receive()
@@ -110,6 +110,7 @@ class Gate:
         if message["type"] == "http.request" and not message.get("more_body", False):
             body = message.get("body", b"")
             fits = len(body) <= self._body_max
+            product = self._by_key.get(hashed)  # anew: the key may have gone while the body came
             answer = self._warm(key, user_id, body, product) if fits else None
             if answer is not None:
                 start, rest = self._ready.get(answer) or self._made_ready(answer)

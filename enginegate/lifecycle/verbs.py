@@ -113,9 +113,7 @@ class Lifecycle:
                 )
             case Status.SLEEPING:
                 await self.starter.wake(live, actor=actor, via="start")
-            case Status.PROVISIONING if (
-                version is not None and version != live.engine.engine_version
-            ):
+            case Status.PROVISIONING if another:
                 # A crash cut it in half, and the backend has not been asked yet how far it got.
                 raise EngineNotRunningError(
                     "The engine is half made: start it as it is, or stop it first once it runs.",

@@ -25,6 +25,19 @@ async def test_a_body_that_says_it_is_too_long_is_not_asked_for(gate: Gate) -> N
     assert (call.sent.get_nowait()["status"], asked) == (413, 0)
 
 
+async def test_a_key_that_goes_while_the_body_comes_opens_nothing(gate: Gate) -> None:
+    """Who is let in is decided when the request is whole."""
+    await gate.engine()
+    call = Wire(gate.app, "POST", "/engines/ann/admit", {"X-Platform-Key": gate.key}, b"{}")
+
+    async def receive() -> Any:
+        gate.services.registry.by_key.clear()
+        return await call.receive()
+
+    await gate.app(call.scope, receive, call.send)
+    assert call.sent.get_nowait()["status"] == 401
+
+
 async def both(gate: Gate, *, key: str, body: bytes, path: str = "/engines/ann/admit") -> Any:
     """Ask on both roads; return the one answer."""
     answers = []
