@@ -320,6 +320,17 @@ def test_url_is_the_published_port_or_the_name_on_the_network() -> None:
     assert inside.url(SPEC) == f"http://enginegate-{ENGINE}:80"
 
 
+@pytest.mark.parametrize(("url_mode", "warned"), [("network", True), ("host", False)])
+async def test_engines_that_reach_each_other_are_warned_about(
+    caplog: pytest.LogCaptureFixture, url_mode: str, warned: bool
+) -> None:
+    """Where products reach engines by name, engines do too; said at every start."""
+    backend = DockerBackend(instance="here", url_mode=url_mode, network="shared")
+    await backend.open()
+    await backend.close()
+    assert ("can reach each other on network shared" in caplog.text) is warned
+
+
 async def test_events_are_redialled_with_a_resync(
     backend: DockerBackend, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:

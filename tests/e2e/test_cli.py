@@ -479,6 +479,15 @@ def test_a_running_server_is_backed_up_and_the_copy_starts(own_server: Server) -
     assert [one["slug"] for one in cli.json("products", "list")["products"]] == ["kept"]
 
 
+def test_a_warning_of_the_journal_is_said_once(own_server: Server) -> None:
+    """By the command, not by the log as well."""
+    own_server.stop()
+    for command in ("repair", "compact"):
+        (own_server.directory / "data").chmod(0o755)
+        said = own_server.cli.run("journal", command).stderr
+        assert said.count("was open to others") == 1, said
+
+
 def test_damage_is_found_and_placed(own_server: Server) -> None:
     """`verify` names file and offset and exits 2; a server refuses to start with 65."""
     own_server.cli.run("products", "register", "first")
