@@ -259,7 +259,8 @@ class Life:
             fact = msgspec.msgpack.decode(raw, type=f.AnyFact)
             self.past.facts.append(raw)
             self.past.fleet.apply(fact)
-            self._check_lease(fact)
+            if not isinstance(fact, f.Slept):  # which is older than the leases told since
+                self._check_lease(fact)
         self.past.in_flight = []
 
     def compare_fleet(self) -> None:
