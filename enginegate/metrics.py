@@ -22,6 +22,7 @@ _KIND_OF: dict[type[f.AnyFact], str] = {
     f.Slept: "sleep",
     f.Destroyed: "destroy",
 }
+_ONLY_OF_AN_HOUR: frozenset[type[f.AnyFact]] = frozenset({f.Woken, f.Slept})  # in no total
 
 
 class Tally:
@@ -43,6 +44,8 @@ class Tally:
 
         What is not after `since_ms` is counted in the totals alone.
         """
+        if fact.at_ms <= since_ms and type(fact) in _ONLY_OF_AN_HOUR:
+            return None  # a start folds many of these
         kind = kind_of(fact)
         if kind == "provision":
             self.total_provisions += 1

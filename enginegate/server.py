@@ -43,7 +43,7 @@ from enginegate.tiers import TierLoop
 log = logging.getLogger(__name__)
 
 SECOND_S = 1.0
-SWITCH_S = 0.0002  # a thread at work (snapshot, history) makes the event loop wait no longer
+SWITCH_S = 0.0001  # a thread at work (snapshot, history) makes the event loop wait no longer
 RETAIN_EVERY_S = 3600.0
 
 Ready = Callable[[str], None]

@@ -40,7 +40,7 @@ CLOSED = "The journal is closed: nothing was changed."
 CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
-PART_RECORDS = 100  # so does this
+PART_RECORDS = 50  # so does this
 PART_PAUSE_S = 0.001
 MAX_QUEUED_FACTS = 100_000
 TICK_S = 1.0

@@ -39,7 +39,7 @@ from enginegate.model import SnapshotRecord
 
 log = logging.getLogger("enginegate.journal")
 
-SEGMENT_BYTES = SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024
+SEGMENT_BYTES, SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024, 8 * 1024 * 1024
 _SLOW_SYNC_S = 1.0
 _OS, _CLOCK = OsStorage(), SystemClock()
 
@@ -153,8 +153,8 @@ class Journal:
 
     @property
     def should_snapshot(self) -> bool:
-        """Tell whether replay would be long enough to be worth a snapshot."""
-        least = max(self._snapshot_after, 2 * self._snapshot_bytes)
+        """Tell whether replay would be long enough to be worth a snapshot: longer than it."""
+        least = max(self._snapshot_after, self._snapshot_bytes)
         return self.bytes_written - self._snapshot_mark > least
 
     @property

@@ -1,6 +1,6 @@
 """Snapshots: the whole state after some frame, as a file of its own.
 
-Written in slices of 1,000 records, so that encoding in a thread never holds the
+Written in slices of 50 records, so that encoding in a thread never holds the
 interpreter for long. A snapshot is valid whole or not at all.
 """
 
@@ -26,7 +26,7 @@ from enginegate.journal.payloads import (
 from enginegate.journal.storage import Storage
 from enginegate.model import SnapshotRecord
 
-SLICE_RECORDS = 100  # whoever encodes them holds the interpreter for a moment alone
+SLICE_RECORDS = 50  # whoever encodes them holds the interpreter for a moment alone
 _START = Link(0, 0, 0)
 
 
