@@ -22,7 +22,7 @@ _KIND_OF: dict[type[f.AnyFact], str] = {
     f.Slept: "sleep",
     f.Destroyed: "destroy",
 }
-_ONLY_OF_AN_HOUR: frozenset[type[f.AnyFact]] = frozenset({f.Woken, f.Slept})  # in no total
+_ONLY_OF_AN_HOUR: tuple[type[f.AnyFact], ...] = (f.Woken, f.Slept)  # in no total
 
 
 class Tally:
