@@ -22,6 +22,7 @@ class StillBackend:
         self._seen = dict.fromkeys(stopped, Presence.STOPPED) | dict.fromkeys(
             running, Presence.RUNNING
         )
+        self._listed: Sequence[Observation] | None = None
 
     async def open(self) -> None: ...
 
@@ -36,38 +37,40 @@ class StillBackend:
     async def prepare(self, spec: EngineSpec) -> None: ...
 
     async def start(self, spec: EngineSpec) -> Observation:
-        self._seen[spec.engine_id] = Presence.RUNNING
+        self._seen[spec.engine_id], self._listed = Presence.RUNNING, None
         return await self.inspect(spec.engine_id)
 
     async def stop(self, engine_id: str, *, grace_s: float) -> None:  # noqa: ARG002 - the protocol's
-        self._seen[engine_id] = Presence.STOPPED
+        self._seen[engine_id], self._listed = Presence.STOPPED, None
 
     async def pause(self, engine_id: str) -> None:
-        self._seen[engine_id] = Presence.PAUSED
+        self._seen[engine_id], self._listed = Presence.PAUSED, None
 
     async def unpause(self, engine_id: str) -> Observation:
-        self._seen[engine_id] = Presence.RUNNING
+        self._seen[engine_id], self._listed = Presence.RUNNING, None
         return await self.inspect(engine_id)
 
     async def reconnect(self, engine_id: str) -> None: ...
 
     async def destroy(self, engine_id: str) -> None:
         self._seen.pop(engine_id, None)
+        self._listed = None
 
     async def remove_orphan(self, engine_id: str) -> None:
         self._seen.pop(engine_id, None)
+        self._listed = None
 
     async def inspect(self, engine_id: str) -> Observation:
         presence = self._seen.get(engine_id, Presence.ABSENT)
         return Observation(engine_id=engine_id, presence=presence)
 
     async def list(self) -> Sequence[Observation]:
-        """As processes are: what is stopped is not there."""
-        return [
-            Observation(engine_id=one, presence=seen)
-            for one, seen in self._seen.items()
-            if seen is not Presence.STOPPED
-        ]
+        """Everybody, stopped ones too; made anew after a change, as a real one works elsewhere."""
+        if self._listed is None:
+            self._listed = [
+                Observation(engine_id=one, presence=seen) for one, seen in self._seen.items()
+            ]
+        return self._listed
 
     async def logs(self, engine_id: str, *, lines: int) -> Sequence[str]:  # noqa: ARG002
         return []
