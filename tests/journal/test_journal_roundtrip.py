@@ -254,7 +254,7 @@ def test_live_snapshot(tmp_path):
 
 
 def test_a_snapshot_is_due_by_bytes(tmp_path):
-    """A snapshot is wanted once replay has more to read than twice the snapshot and a floor."""
+    """A snapshot is wanted once replay has more to read than a floor."""
     with begun(tmp_path / "data", snapshot_after_bytes=5000) as journal:
         assert not journal.should_snapshot
         for index in range(5):
@@ -262,6 +262,20 @@ def test_a_snapshot_is_due_by_bytes(tmp_path):
         assert journal.should_snapshot
         journal.write_snapshot([], state_at=journal.rotate())
         assert not journal.should_snapshot
+
+
+def test_a_snapshot_is_due_when_the_tail_is_longer_than_it(tmp_path):
+    """Not before, however low the floor, and no later than that."""
+    with begun(
+        tmp_path / "data", [engine(n) for n in range(200)], snapshot_after_bytes=1
+    ) as journal:
+        (snapshot,) = (tmp_path / "data").glob("*.egs")
+        begun_at, number = journal.bytes_written, 0
+        while not journal.should_snapshot:
+            journal.append([note(number, size=2000)])
+            number += 1
+        tail, size = journal.bytes_written - begun_at, snapshot.stat().st_size
+        assert size - 5000 < tail < size + 5000
 
 
 def test_a_large_snapshot_comes_back_in_order(tmp_path):
