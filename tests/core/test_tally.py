@@ -16,6 +16,7 @@ OLD = (
 
 
 def test_old_facts_count_in_the_totals_alone() -> None:
+    """Provisions and destroys are counted for ever, however long ago."""
     tally = Tally()
     for fact in OLD:
         tally.count(fact, since_ms=1)
@@ -24,6 +25,7 @@ def test_old_facts_count_in_the_totals_alone() -> None:
 
 
 def test_facts_of_the_hour_are_sampled() -> None:
+    """Each that counts as something is one sample, in order."""
     tally = Tally()
     for fact in OLD:
         tally.count(fact, since_ms=0)
