@@ -68,10 +68,11 @@ class _Ring:
     def check(self, directory: Path, *, purge: bool) -> None:
         """Refuse, before anything is touched, what cannot be done.
 
-        Raises JournalError: the directory is in use or damaged, or the keys are wrong.
+        Raises JournalError: there is no journal, it is in use or damaged, or the keys are wrong.
         """
-        from enginegate.journal import Journal
+        from enginegate.journal import Journal, demand_journal
 
+        demand_journal(directory)
         if self.file is None and len(self.keys) == 1 and not purge:
             raise Failure(HOW, Failure.USAGE)
         names = [_name(key) for key in self.keys]

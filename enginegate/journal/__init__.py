@@ -11,6 +11,7 @@ from enginegate.journal.inspect import VerifyReport, compact, dump, rekey, repai
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import Position
 from enginegate.journal.storage import OsStorage, Storage
+from enginegate.journal.traces import demand_journal
 
 __all__ = [
     "Committer",
@@ -23,6 +24,7 @@ __all__ = [
     "VerifyReport",
     "backup",
     "compact",
+    "demand_journal",
     "dump",
     "rekey",
     "repair",

@@ -19,6 +19,7 @@ from enginegate.journal.files import Entry, listing, lock_directory, lock_holder
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import Content, Position, load_snapshot, read_segment, recover
 from enginegate.journal.storage import OsStorage, Storage
+from enginegate.journal.traces import demand_journal
 from enginegate.model import SnapshotRecord
 
 Fold = Callable[[list[SnapshotRecord], list[tuple[int, AnyFact]]], list[SnapshotRecord]]
@@ -112,8 +113,9 @@ def compact(
 
     `fold` makes the records of the state out of a snapshot and the facts after it, sealed
     with the key that `key_id` names. `days` and `max_mb`, where given, limit the archive as a
-    running server would.
+    running server would. Raises JournalError where there is no journal, and begins none.
     """
+    demand_journal(directory, storage=storage)
     journal = Journal.open(
         directory,
         key_id=key_id,
@@ -168,8 +170,10 @@ def rekey(
     """Write every generation that is kept anew, under the key that `key_id` names.
 
     Afterwards nothing that a start may need is sealed with an older key. Killed at any step,
-    it leaves generations that the older keys and the new one together open.
+    it leaves generations that the older keys and the new one together open. Raises
+    JournalError where there is no journal, and begins none.
     """
+    demand_journal(directory, storage=storage)
     journal = Journal.open(
         directory,
         key_id=key_id,

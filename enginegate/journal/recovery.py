@@ -30,6 +30,7 @@ from enginegate.journal.payloads import (
 )
 from enginegate.journal.snapshot import read_records, read_snapshot_header
 from enginegate.journal.storage import Storage
+from enginegate.journal.traces import demand_never_begun
 from enginegate.model import SnapshotRecord
 
 VERIFY_HINT = (
@@ -109,6 +110,7 @@ def recover(
     """
     found = listing(storage, directory)
     if not found.segments and not found.snapshots:
+        demand_never_begun(storage, directory)
         return Recovered(fresh=True)
     state = Recovered(fresh=False)
     state.epoch = max(entry.epoch for entry in found.segments + found.snapshots)

@@ -194,6 +194,20 @@ def spent_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def test_without_a_journal_nothing_is_begun_and_the_key_stays(place: Place) -> None:
+    """A wrong data directory is told with exit code 78, before a new key is made."""
+    [key], other = place.ring(), place.directory / "other"
+    other.mkdir(mode=0o755)
+    for command in (["rekey"], ["journal", "repair"], ["journal", "compact"]):
+        said = place.cli().run(*command, "--data-dir", str(other), exits=78).stderr
+        assert f"there is no journal in this directory ({other})" in said
+        assert len(said.splitlines()) == 1
+    assert list(other.iterdir()) == []
+    assert other.stat().st_mode & 0o777 == 0o755
+    assert place.ring() == [key]
+    assert list(place.directory.glob("master.key.old-*")) == []
+
+
 def test_a_key_file_that_cannot_be_written_changes_nothing(place: Place) -> None:
     """The new key is on the disk before anything is sealed with it, or nothing happens."""
     (place.directory / ".master.key.new").mkdir()

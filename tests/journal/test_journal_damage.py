@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from enginegate.errors import JournalError
-from enginegate.journal import frames
+from enginegate.journal import frames, verify
 from enginegate.journal.frames import Finding, Link
 from enginegate.journal.payloads import SEGMENT, FileHeader, encode_header
 from tests.journal.rig import (
@@ -398,6 +398,56 @@ def test_missing_snapshots_are_refused(tmp_path):
     make(tmp_path / "data")
     snapshots(tmp_path / "data")[0].unlink()
     assert "snapshot before it is missing" in str(refused(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("trace", ["ballast", "quarantine", "engines"])
+def test_a_journal_that_is_gone_is_not_begun_anew(tmp_path, trace):
+    """Where something shows that there was a journal, a start without its files is refused."""
+    data = tmp_path / "data"
+    make(data)
+    lose(data)
+    (data / "ballast").unlink()
+    (data / "ballast" if trace == "ballast" else data / trace / "e1").mkdir(parents=True)
+    error = refused(data)
+    assert (error.exit_code, error.path) == (65, str(data))
+    assert f"the journal is gone, and {trace} shows that there was one" in str(error)
+    assert "journal backup" in str(error)
+    assert "another data_dir" in str(error)
+    assert sorted(path.name for path in data.iterdir()) == sorted({"LOCK", trace})
+    assert verify(data).exit_code == 2
+
+
+def test_all_that_shows_a_lost_journal_is_named(tmp_path):
+    """What to move away before beginning anew is said as a whole; then it begins."""
+    data = tmp_path / "data"
+    make(data)
+    lose(data)
+    (data / "engines" / "e1").mkdir(parents=True)
+    assert "ballast and engines show that there was one" in str(refused(data))
+    (data / "ballast").unlink()
+    (data / "engines").rename(tmp_path / "engines")
+    with begun(data) as journal:
+        assert journal.fresh
+
+
+def lose(directory: Path) -> None:
+    """Remove every file of the journal, and leave what lies beside them."""
+    for path in [*segments(directory), *snapshots(directory)]:
+        path.unlink()
+
+
+def test_what_a_first_start_may_leave_does_not_stop_the_next(tmp_path):
+    """A lock, files under temporary names, and directories without an engine in them."""
+    data = tmp_path / "data"
+    with opened(data) as journal:
+        crash(journal)
+    for name in ("wal-00000001-0000000000000001.egj.tmp", "ballast.tmp"):
+        (data / name).write_bytes(b"half")
+    for name in ("engines", "logs", "run"):
+        (data / name).mkdir()
+    assert verify(data).exit_code == 0
+    with begun(data) as journal:
+        assert journal.fresh
 
 
 def test_a_first_start_that_died_before_its_snapshot_is_complete(tmp_path):

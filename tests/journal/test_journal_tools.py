@@ -154,6 +154,28 @@ def test_compacting_may_limit_the_archive(data, limits, left):
     assert len(segments(data)) == left
 
 
+@pytest.mark.parametrize("tool", [compact, repair, rekey])
+def test_a_tool_does_not_begin_a_journal(tmp_path, tool):
+    """Where there is none it says so with exit code 78, and leaves the directory as it was."""
+    (tmp_path / "LOCK").touch()
+    with pytest.raises(JournalError, match="there is no journal in this directory") as caught:
+        tool(tmp_path, KEY, fold)
+    assert (caught.value.exit_code, caught.value.path) == (78, str(tmp_path))
+    assert "--data-dir" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["LOCK"]
+    (tmp_path / "ballast").touch()
+    with pytest.raises(JournalError, match="the journal is gone") as caught:
+        tool(tmp_path, KEY, fold)
+    assert caught.value.exit_code == 65
+
+
+def test_a_tool_says_which_directory_it_cannot_look_into(tmp_path):
+    """An error of the file system is one line with exit code 78."""
+    with pytest.raises(JournalError, match="No such file") as caught:
+        compact(tmp_path / "missing", KEY, fold)
+    assert caught.value.exit_code == 78
+
+
 def test_repair_drops_a_torn_tail(data):
     """Repair drops a torn tail into the quarantine and leaves a clean directory."""
     tear(data)
