@@ -34,8 +34,8 @@ from enginegate.journal.traces import demand_never_begun
 from enginegate.model import SnapshotRecord
 
 VERIFY_HINT = (
-    "Put a copy back that `enginegate journal backup` made; what is whole tells"
-    " `enginegate journal verify`. Nothing was changed."
+    "Put back a copy that `enginegate journal backup` made; `enginegate journal verify` shows"
+    " everything that is damaged. Nothing was changed."
 )
 REPAIR_HINT = "If nobody can have been told of it: `enginegate journal repair --drop-suspect-tail`."
 
@@ -117,6 +117,9 @@ def recover(
     with _without_collector():
         if found.snapshots:
             _load_snapshot(storage, directory, found.snapshots, key_ids, state)
+        newest = max((entry.sequence for entry in found.snapshots), default=0)
+        if max((entry.sequence for entry in found.segments), default=0) <= newest:
+            damage("the segment after the snapshot is missing", directory, None)
         base = state.position.sequence
         later = [entry for entry in found.segments if entry.sequence > base]
         _replay(storage, directory, later, key_ids, state, drop_suspect=drop_suspect)
@@ -146,9 +149,15 @@ def _load_snapshot(
     state: Recovered,
 ) -> None:
     """Take the newest whole snapshot; an older one has the same end, by more segments."""
+    unreadable: JournalError | None = None
     for entry in reversed(entries):
         path = directory / entry.name
-        data = read_whole(storage, path)
+        try:
+            data = read_whole(storage, path)
+        except JournalError as error:
+            unreadable = unreadable or error
+            state.warnings.append(f"{error}; an older one is used")
+            continue
         loaded = load_snapshot(data, path, entry, key_ids=key_ids)
         if isinstance(loaded, int):
             state.warnings.append(f"{path} is damaged at offset {loaded}; an older one is used")
@@ -158,6 +167,8 @@ def _load_snapshot(
         state.position = Position(header.sequence, header.number, header.crc)
         state.snapshot_bytes = len(data)
         return
+    if unreadable:
+        raise unreadable
     path = directory / entries[-1].name
     damage("no snapshot is whole; refusing to start with less than there was", path, 0)
 
@@ -190,8 +201,6 @@ def _replay(
     drop_suspect: bool,
 ) -> None:
     """Apply all segments after the snapshot, in order."""
-    if not entries:
-        damage("the segment after the snapshot is missing", directory, None)
     for entry, following in pairwise([*entries, None]):
         assert entry is not None
         content = read_segment(

@@ -348,6 +348,39 @@ def test_an_older_snapshot_leads_to_the_same_state(tmp_path):
         assert "is damaged" in journal.warnings[0]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_an_unreadable_snapshot_is_like_a_damaged_one(tmp_path, number):
+    """The one before it has the same end; where there is none, the start says why."""
+    make(tmp_path / "data", count=3)
+    with begun(tmp_path / "data", [engine()]) as journal:
+        journal.append([booted(7)])
+    newest = snapshots(tmp_path / "data")[-1]
+    storage = FaultyStorage()
+    storage.faults["open"], storage.only = number, newest.name
+    with opened(tmp_path / "data", storage=storage) as journal:
+        assert journal.snapshot == [product()]
+        assert [fact for fact, _ in journal.tail] == [1, 2, 3, 4]
+        (warning,) = journal.warnings
+        assert f"cannot be read: {errno.errorcode[number]} ({newest})" in warning
+        assert "an older one is used" in warning
+    storage.only = "snap-"
+    error = refused(tmp_path / "data", storage=storage)
+    assert (error.exit_code, error.path) == (65, str(newest))
+    assert "cannot be read" in str(error)
+
+
+def test_an_older_snapshot_is_not_the_end_where_a_newer_one_went_on(tmp_path):
+    """A snapshot that cannot be used still says that a segment followed it."""
+    make(tmp_path / "data", count=3)
+    whole = segments(tmp_path / "data")[0].read_bytes()
+    with begun(tmp_path / "data", [engine()]) as journal:
+        journal.append([booted(7)])
+    flip(snapshots(tmp_path / "data")[-1], 100)
+    segments(tmp_path / "data")[-1].unlink()
+    segments(tmp_path / "data")[0].write_bytes(whole)  # as where its room was not given back
+    assert "segment after the snapshot is missing" in str(refused(tmp_path / "data"))
+
+
 def test_damage_before_the_last_segment_is_refused(tmp_path):
     """A broken frame in a segment that another one follows had been acknowledged."""
     with begun(tmp_path / "data") as journal:
