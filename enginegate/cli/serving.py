@@ -51,7 +51,7 @@ def _run(settings: "Config", secrets: "Secrets") -> int:
     from enginegate import server
 
     def ready(url: str) -> None:
-        where = f"{settings.engine.backend} backend, data in {settings.data_dir}"
+        where = f"{settings.engine.backend} backend, data in {settings.data_path}"
         with contextlib.suppress(OSError):  # who started us may not care, or has no room for it
             print(f"enginegate {__version__} accepts requests on {url} ({where})", flush=True)
 

@@ -152,10 +152,10 @@ def test_serve_refuses_a_log_level_that_is_none(cli: Cli) -> None:
 
 
 def test_serve_says_one_line_when_it_accepts_requests(own_server: Server) -> None:
-    """Stdout has the address, the backend and the data directory; SIGTERM ends it with 0."""
+    """Stdout has the address, the backend and the path of the data; SIGTERM ends it with 0."""
     assert own_server.line == (
         f"enginegate {__version__} accepts requests on {own_server.url}"
-        " (process backend, data in ./data)\n"
+        f" (process backend, data in {own_server.directory / 'data'})\n"
     )
     assert own_server.stop() == 0
     assert (own_server.directory / "out").read_text() == own_server.line
