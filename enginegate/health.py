@@ -64,11 +64,7 @@ class HealthLoop:
         """
         await self.ask_backend()
         engines = self.ground.registry.engines
-        awake = [
-            live
-            async for live in sliced(engines.values())
-            if live.running and live.operation is None
-        ]
+        awake = [live async for live in sliced(engines.values()) if live.admissible]
         async with asyncio.TaskGroup() as group:
             probes = [
                 group.create_task(self._probe(live))
@@ -78,9 +74,9 @@ class HealthLoop:
         if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
             self._suspend([live for live, _ in failed])
             return
-        for live, incarnation in failed:
-            if self._current(live, incarnation):  # nobody has stopped it since its probe
-                await self._fail(live, reason="unhealthy")
+        # Whoever was stopped or began another life since its probe is not failed.
+        worn_out = [live for live, life in failed if self._current(live, life)]
+        await asyncio.gather(*(self._fail(live, reason="unhealthy") for live in worn_out))
 
     async def _in_turn(self, awake: list[LiveEngine], spread_s: float) -> AsyncIterator[LiveEngine]:
         """Yield each engine at its time, if it still runs then."""
@@ -89,7 +85,7 @@ class HealthLoop:
             due_at = began + spread_s * place / len(awake)
             if due_at > clock.now():
                 await clock.sleep(due_at - clock.now())
-            if live.running and live.operation is None:
+            if live.admissible:
                 yield live
 
     async def ask_backend(self) -> None:
@@ -110,7 +106,12 @@ class HealthLoop:
         return (live, incarnation) if worn_out and self.backend_ok else None
 
     def _current(self, live: LiveEngine, incarnation: int) -> bool:
-        return live.running and live.operation is None and live.engine.incarnation == incarnation
+        """Return whether it is in service, and in the same life.
+
+        Work that admits need not wait for leaves it in service: tries to put a hung engine to
+        sleep follow each other closely, and must not shield it from its probes.
+        """
+        return live.admissible and live.engine.incarnation == incarnation
 
     def _take(self, live: LiveEngine, health: Health) -> None:
         live.answer = None  # it shows when the engine was last seen well
@@ -217,7 +218,10 @@ class HealthLoop:
         error: GateError | None = None,
         **metadata: Any,
     ) -> None:
-        """Record the failure as an operation, so that it cannot overlap a verb."""
+        """Record the failure as an operation, so that it cannot overlap a verb.
+
+        It waits its turn where the one at work leaves the engine in service.
+        """
         before = (live.engine.status, live.engine.incarnation)
 
         async def work(_: object) -> None:
@@ -231,10 +235,11 @@ class HealthLoop:
                     **metadata,
                 )
 
-        if live.operation is not None or self.lifecycle.operations.closed:
+        held = live.operation is not None and live.operation.holds
+        if held or self.lifecycle.operations.closed:
             return
         try:
-            await self.lifecycle.operations.begin(live, "fail", work, actor="system").join()
+            await self.lifecycle.operations.perform(live, "fail", work, actor="system")
         except GateError as refused:
             log.warning("engine %s failed, not recorded: %s", live.engine.engine_id, refused)
 

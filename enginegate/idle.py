@@ -7,11 +7,14 @@ the first of two looks at the CPU time, and at its end.
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from math import inf
+from typing import Any
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
 from enginegate.errors import BackendError, EngineBusyError, GateError
+from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.operations import Spawn
@@ -35,9 +38,12 @@ SPREAD_SHARE, SPREAD_MIN_S = 0.05, 0.3
 class IdleLoop:
     """Owned by the server, which runs `run_forever`."""
 
-    def __init__(self, ground: Ground, lifecycle: Lifecycle, *, spawn: Spawn) -> None:
+    def __init__(
+        self, ground: Ground, lifecycle: Lifecycle, health: HealthLoop, *, spawn: Spawn
+    ) -> None:
         self.ground = ground
         self.lifecycle = lifecycle
+        self.health = health
         self.quietness = lifecycle.quietness
         self.agenda: Agenda[str] = Agenda()
         self._spawn = spawn
@@ -88,11 +94,11 @@ class IdleLoop:
         elif live.operation is not None or self.ground.registry.journal_status != "ok":
             self.agenda.put(engine_id, now + VETO_MIN_S)
         elif self.quietness.read_at(live) < now - 2 * window_s - TICK_S:
-            _ = self._spawn(self._read(live), f"idle {engine_id}")
+            self._begin(self._read(live), live)
         elif live.lease_until > now:
             self.agenda.put(engine_id, live.lease_until)
         else:
-            _ = self._spawn(self._sleep(live), f"idle {engine_id}")
+            self._begin(self._sleep(live), live)
 
     async def _read(self, live: LiveEngine) -> None:
         """Take the first look at the CPU time, and come back when it can be compared."""
@@ -120,13 +126,7 @@ class IdleLoop:
             try:
                 await self._put_to_sleep(live, None if patient else BRIEF_S)
             except EngineBusyError as veto:
-                signal = str(veto.fields.get("signal"))
-                if signal == "unanswered" and not patient:
-                    _ = self._spawn(
-                        self._sleep(live, patient=True), f"idle {live.engine.engine_id}"
-                    )
-                else:
-                    self._vetoed(live, signal)
+                self._refused(live, str(veto.fields.get("signal")), patient=patient)
             except GateError as error:
                 log.info("engine %s not put to sleep: %s", live.engine.engine_id, error)
                 self._later(live)
@@ -148,6 +148,22 @@ class IdleLoop:
 
     def _due(self, live: LiveEngine) -> bool:
         return live.running and live.lease_until <= self.ground.clock.now()
+
+    def _refused(self, live: LiveEngine, signal: str, *, patient: bool) -> None:
+        """Ask again who let the moment pass, and whether who does not answer is there at all.
+
+        An end that no event told of is seen by a comparison only where no sleep is tried
+        at that very moment.
+        """
+        if signal == "unanswered":
+            self._begin(self.health.fail_if_gone(live), live)
+        if signal == "unanswered" and not patient:
+            self._begin(self._sleep(live, patient=True), live)
+        else:
+            self._vetoed(live, signal)
+
+    def _begin(self, work: Coroutine[Any, Any, None], live: LiveEngine) -> None:
+        _ = self._spawn(work, f"idle {live.engine.engine_id}")
 
     def _vetoed(self, live: LiveEngine, signal: str) -> None:
         self._later(live)

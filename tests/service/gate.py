@@ -125,7 +125,7 @@ class Gate:
         self.lifecycle = Lifecycle(self.ground, self.operations)
         self.products = Products(registry=self.registry, lifecycle=self.lifecycle, clock=clock)
         self.health = HealthLoop(self.ground, self.lifecycle)
-        self.idle = IdleLoop(self.ground, self.lifecycle, spawn=self.spawn)
+        self.idle = IdleLoop(self.ground, self.lifecycle, self.health, spawn=self.spawn)
         self.pool = Pool(self.ground, self.lifecycle)
         self.available_mb = 1_000_000
         self.tiers = TierLoop(

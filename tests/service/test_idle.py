@@ -207,6 +207,35 @@ async def test_one_that_is_slow_to_answer_sleeps_all_the_same(gate: Any, clock: 
     assert live.engine.status == "sleeping"
 
 
+async def test_one_that_hangs_is_failed_however_short_its_lease(gate: Any, clock: Any) -> None:
+    """Tries to put it to sleep are at work nearly all the time; probes count beside them."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=3))
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.probe_delay_s = 3600
+    await clock.advance(140)
+    assert "health_failed!" in gate.actions()
+    fake.probe_delay_s = 0
+    await clock.advance(30)
+    assert gate.actions()[-1] in ("auto_restart_success", "sleep")
+
+
+@pytest.mark.parametrize("looked_at", ["usage", "connections"])
+async def test_one_that_has_gone_is_failed_by_the_try_to_put_it_to_sleep(
+    gate: Any, clock: Any, looked_at: str
+) -> None:
+    """The news of its end was lost; whoever finds it dead tells, and waits for no comparison."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=6))
+    hang = gate.backend.hang(looked_at)
+    await clock.advance(6.5)
+    await hang.reached.wait()
+    gate.backend.crash(live.engine.engine_id, tell=False)
+    hang.release()
+    await clock.advance(2)
+    assert live.engine.status == "failed"
+
+
 async def test_a_restart_does_not_put_everybody_to_sleep_at_once(gate: Any, clock: Any) -> None:
     """Full leases that began together end together; the sleeps are spread over a part of them."""
     owner = await gate.product(idle_sleep_s=100)
