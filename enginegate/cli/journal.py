@@ -4,7 +4,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,15 +13,21 @@ from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from enginegate.journal import VerifyReport
     from enginegate.keys import Keyring
     from enginegate.model import SnapshotRecord
 
 app = typer.Typer(no_args_is_help=True)
 
+_SPARED: Final = (
+    "A start does not need what is damaged: old segments hold entries of the audit trail, old"
+    " snapshots are there to fall back on. Only a backup from before the damage has them whole."
+)
+
 
 @app.callback()
 def journal() -> None:
-    """Look after the journal; all but verify and backup want the server stopped."""
+    """Look after the journal; stop the server first, except for verify and backup."""
     # What the journal warns of is printed by the command: once, not by the log as well.
     logging.getLogger("enginegate.journal").addHandler(logging.NullHandler())
 
@@ -41,11 +47,9 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
         f" {found.facts} facts in {found.frames} frames,"
         f" {found.segments} segments, {found.snapshots} snapshots"
     )
-    if found.message:
-        place = found.path if found.offset is None else f"{found.path} at offset {found.offset}"
-        print(found.message if found.path in found.message else f"{found.message} ({place})")
+    _list_faults(found)
     if found.in_use_by:
-        print(f"in use by pid {found.in_use_by}: its last frame may be on its way")
+        print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
     raise typer.Exit(found.exit_code)
 
 
@@ -61,7 +65,7 @@ def dump(file: ConfigFile = None, data_dir: DataDir = None) -> None:
 
 @app.command("compact")
 def compact(file: ConfigFile = None, data_dir: DataDir = None) -> None:
-    """Write a fresh snapshot and clear the archive as [audit] says; wants the master key."""
+    """Write a fresh snapshot and clear the archive as [audit] says; needs the master key."""
     from enginegate.journal import compact as rewrite
 
     config = read_config(file, data_dir)
@@ -86,7 +90,8 @@ def backup(
 ) -> None:
     """Copy the journal, also while the server runs, and verify the copy.
 
-    The master key is not in it, nor are the engines' data: keep both elsewhere.
+    Neither the master key nor the engines' data are in it: back them up separately. Exits 2
+    where old files are damaged; they are copied as they are.
     """
     from enginegate.journal import backup as copy
 
@@ -95,6 +100,8 @@ def backup(
         f"{target}: {found.verdict}; {found.facts} facts,"
         f" {found.segments} segments, {found.snapshots} snapshots"
     )
+    _list_faults(found)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command("repair")
@@ -109,8 +116,12 @@ def repair(
     file: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Move a broken end into the quarantine; wants the master key."""
+    """Move a broken end into the quarantine; needs the master key.
+
+    Nothing else is mended: exits 2, with a line for each file, where other damage remains.
+    """
     from enginegate.journal import repair as mend
+    from enginegate.journal import verify as read
 
     directory = present(read_config(file, data_dir))
     keyring, fold = _ring()
@@ -121,7 +132,13 @@ def repair(
         older_key_ids=keyring.key_ids[1:],
         drop_suspect_tail=drop_suspect_tail,
     )
-    _done(directory, "opens and is in order", warnings)
+    remains = read(directory)
+    if remains.verdict != "damage":
+        _done(directory, "opens and is in order", warnings)
+        return
+    _done(directory, "opens, but holds damage that cannot be mended", warnings)
+    _list_faults(remains)
+    raise typer.Exit(remains.exit_code)
 
 
 def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":
@@ -132,6 +149,16 @@ def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":
 
     keyring = Keyring(master_keys(os.environ))
     return keyring, partial(fold, sealer=keyring.resealer)
+
+
+def _list_faults(found: "VerifyReport") -> None:
+    """Print what is wrong, each on a line, and what it means for a start."""
+    for fault in found.faults:
+        print(fault)
+    if found.refusal:
+        print(f"A start refuses this. {found.hint}".rstrip())
+    elif found.verdict == "damage":
+        print(_SPARED)
 
 
 def _done(directory: Path, what: str, warnings: list[str]) -> None:

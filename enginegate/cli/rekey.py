@@ -18,7 +18,7 @@ from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 
 VARIABLE: Final = "ENGINEGATE_MASTER_KEY"
 HOW: Final = (
-    f"{VARIABLE} holds one key: give the new one before it, separated by a comma, or keep the key"
+    f"{VARIABLE} holds one key: put the new one before it, separated by a comma, or keep the key"
     f" in a file that {VARIABLE}_FILE names, and `rekey` makes the new one."
 )
 
@@ -35,7 +35,7 @@ def rekey(
     file: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Seal all engine keys with a new master key; wants the server stopped.
+    """Seal all engine keys with a new master key; stop the server first.
 
     Where the key is in the file that ENGINEGATE_MASTER_KEY_FILE names, a new one is made and
     put there, and the old one is kept beside it. Of several keys the first is the new one.
@@ -93,7 +93,7 @@ class _Ring:
         if len(self.keys) == 1:
             return []
         if self.file is None:
-            return [f"{VARIABLE} needs only the first key now; backups from before need the old"]
+            return [f"{VARIABLE} needs only the first key now; backups from before need the old one"]
         said = []
         for old in self.keys[1:]:
             kept = self.file.with_name(f"{self.file.name}.old-{_name(old)}")

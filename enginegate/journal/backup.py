@@ -6,6 +6,8 @@ removed meanwhile stays readable. A frame on its way into the last one is left o
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enginegate.errors import JournalError
@@ -14,17 +16,18 @@ from enginegate.journal.archive import first_frame
 from enginegate.journal.failures import live_file
 from enginegate.journal.files import (
     EX_CONFIG,
+    Entry,
     discard,
-    listing,
     lock_holder,
     publish,
     read_fd,
     write_new,
 )
 from enginegate.journal.frames import Finding, Link
-from enginegate.journal.inspect import VerifyReport, verify
+from enginegate.journal.inspect import Fault, VerifyReport, verify
 from enginegate.journal.payloads import UnreadableError, decode_header
 from enginegate.journal.storage import OsStorage, Storage
+from enginegate.journal.traces import demand_journal
 
 ATTEMPTS = 5  # a listing beside a running server may miss a file that is just being made
 
@@ -34,87 +37,147 @@ _OS = OsStorage()
 def backup(directory: Path, target: Path, *, storage: Storage = _OS) -> VerifyReport:
     """Copy the journal's files into `target`, new or empty; return what `verify` says of the copy.
 
-    Neither keys nor engines' data are in it. Raises JournalError, and leaves no files, where
-    the target cannot be used or the journal is damaged; JournalFull, JournalFailed.
+    Neither keys nor engines' data are in it. Damage that a start does not need is copied as
+    it is, and what of that cannot be read is left out: both are faults in the report, under
+    the paths they were copied from. Raises JournalError, and leaves nothing behind, where the
+    target cannot be used or a start would refuse the copy; JournalFull, JournalFailed.
     """
-    _prepare(target)
-    attempts = ATTEMPTS if lock_holder(directory) else 1
-    while True:
-        _copy(storage, directory, target)
-        report = verify(target, storage=storage)
-        if report.verdict != "damage":
-            return report
-        _clear(storage, target)
-        attempts -= 1
-        if attempts == 0:
-            break
-    raise JournalError(
-        f"no copy: {report.message}",
-        path=str(directory),
-        hint="Look at it with `enginegate journal verify`.",
-    )
+    with _place(storage, target):
+        return _settled(storage, directory, target)
 
 
-def _prepare(target: Path) -> None:
+@contextmanager
+def _place(storage: Storage, target: Path) -> Iterator[None]:
+    """Make the directory for the copy; where none comes about, take away what was made."""
+    made: list[Path] = []
     try:
+        made += [path for path in (target, *target.parents) if not path.exists()]
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         taken = any(target.iterdir())
-        target.chmod(0o700)
     except OSError as error:
+        _remove(made)
         message = f"the copy cannot be made there: {error.strerror}"
         raise JournalError(message, path=str(target), exit_code=EX_CONFIG) from error
     if taken:
         raise JournalError(
-            "the copy is to go into a new or empty directory",
-            path=str(target),
-            exit_code=EX_CONFIG,
+            "the copy must go into a new or empty directory", path=str(target), exit_code=EX_CONFIG
         )
-
-
-def _copy(storage: Storage, directory: Path, target: Path) -> None:
-    names = _open_all(storage, directory)
-    last = max((name for name in names if name.startswith("wal-")), key=_age, default=None)
     try:
-        for name, fd in names.items():
+        target.chmod(0o700)
+        yield
+    except BaseException:  # cleaned up, and raised again
+        _clear(storage, target)
+        _remove(made)
+        raise
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove directories that were made for nothing, the innermost first."""
+    for path in made:
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _settled(storage: Storage, directory: Path, target: Path) -> VerifyReport:
+    """Copy again while damage may be of the moment: told twice, it is of the disk."""
+    before: list[Fault] = []
+    attempts = ATTEMPTS if lock_holder(directory) else 1
+    while True:
+        report = _attempt(storage, directory, target)
+        attempts -= 1
+        settled = attempts == 0 or report.faults == before
+        if report.verdict != "damage" or (report.refusal is None and settled):
+            return report
+        if report.refusal and attempts == 0:
+            raise _none(report.refusal, report.hint)
+        before = report.faults
+        _clear(storage, target)
+
+
+def _attempt(storage: Storage, directory: Path, target: Path) -> VerifyReport:
+    """Make one copy; return what is wrong with it, in terms of what was copied."""
+
+    def source(fault: Fault) -> Fault:
+        return fault._replace(path=fault.path.replace(str(target), str(directory), 1))
+
+    lost = _copy(storage, directory, target)
+    report = verify(target, storage=storage)
+    report.faults = [*lost, *map(source, report.faults)]
+    report.refusal = report.refusal and source(report.refusal)
+    return report
+
+
+def _none(fault: Fault, hint: str = "") -> JournalError:
+    return JournalError(
+        f"no backup was made: {fault.message}", path=fault.path, offset=fault.offset, hint=hint
+    )
+
+
+def _copy(storage: Storage, directory: Path, target: Path) -> list[Fault]:
+    """Copy what can be read; return the rest. Raises JournalError where a start needs that."""
+    opened, lost = _open_all(storage, directory)
+    last = max((entry for entry in opened if _is_segment(entry)), default=None)
+    copied: list[Entry] = []
+    try:
+        for entry, fd in opened.items():
             try:
                 data = read_fd(storage, fd)
             except OSError as error:
-                path = str(directory / name)
-                raise JournalError(f"cannot be read: {error.strerror}", path=path) from error
-            content = _whole(data) if name == last else data
-            copy, _ = write_new(storage, target / name, [content])
+                lost[entry] = _unread(directory, entry, error)
+                continue
+            content = _whole(data) if entry == last else data
+            copy, _ = write_new(storage, target / entry.name, [content])
             storage.close(copy)
-            publish(storage, target / name)
+            publish(storage, target / entry.name)
+            copied.append(entry)
     finally:
-        for fd in names.values():
+        for fd in opened.values():
             storage.close(fd)
     with live_file(target):
         storage.sync_directory(target)
+    _demand_spared(copied, lost)
+    return list(lost.values())
 
 
-def _open_all(storage: Storage, directory: Path) -> dict[str, int]:
-    """Open every file of one listing, oldest first; begin again when one has just gone."""
+def _demand_spared(copied: list[Entry], lost: dict[Entry, Fault]) -> None:
+    """See that what cannot be read lies before the newest snapshot.
+
+    A copy without a later segment might start, and lack what was answered. Raises JournalError.
+    """
+    newest = max((one.sequence for one in copied if not _is_segment(one)), default=-1)
+    for entry, fault in lost.items():
+        if not copied or (_is_segment(entry) and entry.sequence > newest):
+            raise _none(fault)
+
+
+def _open_all(storage: Storage, directory: Path) -> tuple[dict[Entry, int], dict[Entry, Fault]]:
+    """Open every file of one listing, oldest first; begin again when one has just gone.
+
+    Also returns those that do not open.
+    """
     while True:
-        found = listing(storage, directory)
-        if not found.segments and not found.snapshots:
-            raise JournalError("there is no journal", path=str(directory), exit_code=EX_CONFIG)
-        opened: dict[str, int] = {}
-        try:
-            for entry in sorted(found.segments + found.snapshots):
-                opened[entry.name] = storage.open(directory / entry.name)
-        except OSError as error:
-            for fd in opened.values():
-                storage.close(fd)
-            if not isinstance(error, FileNotFoundError):
-                path = str(directory)
-                raise JournalError(f"cannot be read: {error.strerror}", path=path) from error
+        found = demand_journal(directory, storage=storage)
+        opened: dict[Entry, int] = {}
+        lost: dict[Entry, Fault] = {}
+        for entry in sorted(found.segments + found.snapshots):
+            try:
+                opened[entry] = storage.open(directory / entry.name)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                lost[entry] = _unread(directory, entry, error)
         else:
-            return opened
+            return opened, lost
+        for fd in opened.values():
+            storage.close(fd)
 
 
-def _age(name: str) -> tuple[int, int]:
-    _, epoch, sequence = name.removesuffix(".egj").split("-")
-    return int(sequence), int(epoch)
+def _unread(directory: Path, entry: Entry, error: OSError) -> Fault:
+    return Fault(f"cannot be read: {error.strerror}", str(directory / entry.name))
+
+
+def _is_segment(entry: Entry) -> bool:
+    return entry.name.startswith("wal-")
 
 
 def _whole(data: bytes) -> bytes:

@@ -5,10 +5,10 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import to_builtins
 
@@ -31,22 +31,69 @@ _EXIT_CODES: dict[Verdict, int] = {"clean": 0, "torn": 1, "damage": 2}
 _OS = OsStorage()
 
 
+class Fault(NamedTuple):
+    """One thing that `verify` found: `path` and `offset` (bytes) say where, `message` what."""
+
+    message: str
+    path: str
+    offset: int | None = None
+    verdict: Verdict = "damage"
+
+    def __str__(self) -> str:
+        place = self.path if self.offset is None else f"{self.path} at offset {self.offset}"
+        return f"{self.message} ({place})"
+
+    @classmethod
+    def of(cls, error: JournalError) -> "Fault":
+        """Return an error without its hint."""
+        bare = cls("", error.path, error.offset)
+        message = str(error).removesuffix(f". {error.hint}").removesuffix(str(bare))
+        return bare._replace(message=message)
+
+
 @dataclass
 class VerifyReport:
-    """What `verify` found. `path` and `offset` (bytes) say where, `message` what.
+    """What `verify` found. `message`, `path` and `offset` are of the first and worst fault.
 
-    `in_use_by` is the pid of a running enginegate: then a torn tail may be a frame in flight.
+    `refusal` is why a start would refuse the directory, and `hint` what helps then; without
+    it a start does not need what is damaged. `in_use_by` is the pid of a running enginegate:
+    then a torn tail may be a frame in flight.
     """
 
-    verdict: Verdict = "clean"
-    message: str = ""
-    path: str = ""
-    offset: int | None = None
+    faults: list[Fault] = field(default_factory=list)
+    refusal: Fault | None = None
+    hint: str = ""
     segments: int = 0
     snapshots: int = 0
     frames: int = 0
     facts: int = 0
     in_use_by: str | None = None
+
+    @property
+    def worst(self) -> Fault:
+        """The first damage, else the torn tail, else a fault that is none."""
+        ordered = sorted(self.faults, key=lambda fault: fault.verdict != "damage")
+        return ordered[0] if ordered else _NO_FAULT
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.worst.verdict
+
+    @property
+    def message(self) -> str:
+        return str(self.worst) if self.faults else ""
+
+    @property
+    def path(self) -> str:
+        return self.worst.path
+
+    @property
+    def offset(self) -> int | None:
+        return self.worst.offset
+
+    @property
+    def starts(self) -> bool:
+        return self.refusal is None
 
     @property
     def files(self) -> int:
@@ -55,6 +102,12 @@ class VerifyReport:
     @property
     def exit_code(self) -> int:
         return _EXIT_CODES[self.verdict]
+
+    def refuse(self, fault: Fault, hint: str = "") -> None:
+        """Note why a start would refuse, unless the same is noted already as damage."""
+        self.refusal, self.hint = fault, hint
+        if fault not in self.faults:
+            self.faults.append(fault)
 
 
 def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS) -> VerifyReport:
@@ -68,19 +121,12 @@ def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS
         found = listing(storage, directory)
         for entry in found.snapshots:
             _verify_snapshot(storage, directory, entry, report)
-        for content in _contents(storage, directory):
-            report.segments += 1
-            report.frames += content.frames
-            report.facts += len(content.facts)
-            if content.tear:
-                _note(report, "torn", content.tear.reason, content.tear.path, content.tear.offset)
-        if report.verdict != "damage":
-            recover(storage, directory, key_ids=None if key_id is None else {key_id})
+        _verify_segments(storage, directory, found.segments, report)
+        recover(storage, directory, key_ids=None if key_id is None else {key_id})
     except JournalError as error:
-        report.verdict, report.message = "damage", str(error)
-        report.path, report.offset = error.path, error.offset
+        report.refuse(Fault.of(error), error.hint)
     except OSError as error:
-        _note(report, "damage", f"cannot be read: {error.strerror}", directory, None)
+        report.refuse(Fault(f"cannot be read: {error.strerror}", str(directory)))
     return report
 
 
@@ -196,6 +242,7 @@ def masked(fact: AnyFact) -> dict[str, Any]:
     return {name: MASKED if name in _SECRET else value for name, value in plain.items()}
 
 
+_NO_FAULT = Fault("", "", None, "clean")
 _FOR_EVER_DAYS = 36_500.0
 _ENDLESS_MB = 1e12
 
@@ -216,14 +263,34 @@ def _contents(storage: Storage, directory: Path) -> Iterator[Content]:
 def _verify_snapshot(storage: Storage, directory: Path, entry: Entry, report: VerifyReport) -> None:
     path = directory / entry.name
     report.snapshots += 1
-    loaded = load_snapshot(read_whole(storage, path), path, entry, key_ids=None)
+    try:
+        loaded = load_snapshot(read_whole(storage, path), path, entry, key_ids=None)
+    except JournalError as error:
+        report.faults.append(Fault.of(error))
+        return
     if isinstance(loaded, int):
-        _note(report, "damage", "the snapshot is damaged", path, loaded)
+        report.faults.append(Fault("the snapshot is damaged", str(path), loaded))
 
 
-def _note(
-    report: VerifyReport, verdict: Verdict, message: str, path: Path, offset: int | None
+def _verify_segments(
+    storage: Storage, directory: Path, entries: list[Entry], report: VerifyReport
 ) -> None:
-    if report.verdict == "clean" or verdict == "damage":
-        report.verdict, report.message = verdict, message
-        report.path, report.offset = str(path), offset
+    """Read all segments; behind a damaged one, begin wherever the next begins."""
+    before: Position | None = None
+    instance = ""
+    for entry, following in pairwise([*entries, None]):
+        assert entry is not None
+        report.segments += 1
+        try:
+            content = read_segment(
+                storage, directory, entry, following, before, instance=instance, key_ids=None
+            )
+        except JournalError as error:
+            report.faults.append(Fault.of(error))
+            before = None
+            continue
+        before, instance = content.position, content.header.instance
+        report.frames += content.frames
+        report.facts += len(content.facts)
+        if tear := content.tear:
+            report.faults.append(Fault(tear.reason, str(tear.path), tear.offset, "torn"))

@@ -10,7 +10,7 @@ a journal has come about by itself, and to begin anew would hide the loss.
 from pathlib import Path
 
 from enginegate.errors import JournalError
-from enginegate.journal.files import EX_CONFIG, QUARANTINE, listing
+from enginegate.journal.files import EX_CONFIG, QUARANTINE, Listing, listing
 from enginegate.journal.room import BALLAST
 from enginegate.journal.storage import OsStorage, Storage
 
@@ -18,12 +18,15 @@ ENGINES = "engines"  # a directory for each engine of the process backend, made 
 _OS = OsStorage()
 
 
-def demand_journal(directory: Path, *, storage: Storage = _OS) -> None:
-    """Raise JournalError where there is no journal to work on: code 78, or 65 where it is gone."""
+def demand_journal(directory: Path, *, storage: Storage = _OS) -> Listing:
+    """Return what lies in a directory that holds a journal.
+
+    Raises JournalError: exit code 78 where there is none, 65 where it is gone.
+    """
     try:
         found = listing(storage, directory)
         if found.segments or found.snapshots:
-            return
+            return found
         demand_never_begun(storage, directory)
     except OSError as error:
         message = f"the data directory cannot be used: {error.strerror}"

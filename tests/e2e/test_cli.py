@@ -500,8 +500,37 @@ def test_damage_is_found_and_placed(own_server: Server) -> None:
     done = own_server.cli.run("journal", "verify", exits=2)
     assert segment.name in done.stdout
     assert re.search(r"offset \d+", done.stdout)
+    assert "A start refuses this" in done.stdout
     assert "journal verify" in own_server.cli.run("serve", exits=65).stderr
+    refused = own_server.cli.run("journal", "backup", "copy", exits=65).stderr
+    assert refused.startswith("no backup was made: damaged")
+    assert str(segment) in refused
+    assert not (own_server.directory / "copy").exists()
     segment.write_bytes(whole)
+
+
+def test_old_damage_is_told_by_every_tool_and_stops_none(own_server: Server) -> None:
+    """Exit code 2 with the file's name, from a backup too; repair says that it stays as it is."""
+    cli, data = own_server.cli, own_server.directory / "data"
+    cli.json("products", "register", "kept")
+    own_server.stop()
+    cli.run("journal", "compact")
+    oldest = min(data.glob("wal-*.egj"))
+    whole = oldest.read_bytes()
+    oldest.write_bytes(whole[:60] + b"?" + whole[61:])
+    own_server.start()
+    for command in (["verify"], ["backup", "copy"]):
+        said = cli.run("journal", *command, exits=2).stdout
+        assert str(oldest) in said
+        assert "A start does not need what is damaged" in said
+    assert (own_server.directory / "copy" / oldest.name).read_bytes() == oldest.read_bytes()
+    own_server.stop()
+    said = cli.run("journal", "repair", exits=2).stdout
+    assert "in order" not in said
+    assert "cannot be mended" in said
+    assert str(oldest) in said
+    own_server.start()
+    assert [one["slug"] for one in cli.json("products", "list")["products"]] == ["kept"]
 
 
 def test_a_directory_that_is_not_there_is_not_made(cli: Cli) -> None:

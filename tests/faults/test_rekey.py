@@ -154,7 +154,7 @@ def test_a_ring_in_the_environment_does_the_same(place: Place) -> None:
     readable(place, [new])
     alone = place.cli(ENGINEGATE_MASTER_KEY=new)
     assert (
-        "give the new one before it"
+        "put the new one before it"
         in alone.run("rekey", "--data-dir", str(place.data), exits=2).stderr
     )
 

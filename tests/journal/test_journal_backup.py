@@ -57,11 +57,111 @@ def test_a_copy_goes_into_a_new_or_empty_directory(tmp_path):
     with pytest.raises(JournalError, match="new or empty") as caught:
         backup(data, tmp_path / "empty")
     assert caught.value.exit_code == 78
+    (tmp_path / "full" / "of").mkdir(parents=True)
+    (tmp_path / "full").chmod(0o755)
+    with pytest.raises(JournalError, match="new or empty"):
+        backup(data, tmp_path / "full")
+    assert (tmp_path / "full").stat().st_mode & 0o777 == 0o755
     (tmp_path / "file").touch()
     with pytest.raises(JournalError, match="cannot be made there"):
         backup(data, tmp_path / "file")
     with pytest.raises(JournalError, match="there is no journal"):
         backup(tmp_path, tmp_path / "other")
+
+
+def test_a_journal_that_is_gone_is_not_backed_up_as_nothing(tmp_path):
+    """What shows that there was one makes it a loss, exit code 65; no directory is 78."""
+    data = made(tmp_path / "data")
+    for path in [*segments(data), *snapshots(data)]:
+        path.unlink()
+    with pytest.raises(JournalError, match="the journal is gone") as caught:
+        backup(data, tmp_path / "copy")
+    assert caught.value.exit_code == 65
+    with pytest.raises(JournalError, match="cannot be used") as caught:
+        backup(tmp_path / "missing", tmp_path / "copy")
+    assert caught.value.exit_code == 78
+    assert not (tmp_path / "copy").exists()
+
+
+def aged(directory: Path) -> Path:
+    """Make a journal with an archived segment and three generations."""
+    for number in range(4):
+        with begun(directory, [product()]) as journal:
+            journal.append([booted(number)])
+    assert (len(segments(directory)), len(snapshots(directory))) == (4, 3)
+    return directory
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("kind", [segments, snapshots])
+def test_old_damage_is_copied_as_it_is_and_told(tmp_path, kind, held):
+    """An archived segment or an older snapshot stops no backup, also beside a running server."""
+    data = aged(tmp_path / "data")
+    spoilt = kind(data)[0]
+    with opened(data) as journal:
+        spoil(spoilt)
+        if not held:
+            journal.close()
+        report = backup(data, tmp_path / "copy")
+    assert (report.verdict, report.exit_code, report.starts) == ("damage", 2, True)
+    assert [fault.path for fault in report.faults] == [str(spoilt)]
+    assert (tmp_path / "copy" / spoilt.name).read_bytes() == spoilt.read_bytes()
+    assert tail_of(tmp_path / "copy") == tail_of(data) == [(4, booted(3))]
+
+
+@pytest.mark.parametrize("operation", ["open", "pread"])
+def test_an_old_file_that_cannot_be_read_is_left_out_and_told(tmp_path, operation):
+    """A bad sector under the archive or an older snapshot does not cost the rest its backup."""
+    data = aged(tmp_path / "data")
+    for lost in (segments(data)[0], snapshots(data)[0], segments(data)[1]):
+        storage = Unreadable(operation, lost)
+        report = backup(data, tmp_path / lost.name, storage=storage)
+        assert (report.verdict, report.starts, report.files) == ("damage", True, 6)
+        assert str(report.faults[0]) == f"cannot be read: EIO ({lost})"
+        assert not (tmp_path / lost.name / lost.name).exists()
+        assert tail_of(tmp_path / lost.name) == tail_of(data)
+
+
+@pytest.mark.parametrize("operation", ["open", "pread"])
+def test_a_needed_file_that_cannot_be_read_leaves_no_copy(tmp_path, operation):
+    """Without the newest segment the copy would start, and lack what was answered."""
+    data = aged(tmp_path / "data")
+    before, _ = segments(data)[-1], snapshots(data)[-1].unlink()
+    storage = Unreadable(operation, before)
+    with pytest.raises(JournalError, match="no backup was made: cannot be read: EIO") as caught:
+        backup(data, tmp_path / "copy", storage=storage)
+    assert (caught.value.path, caught.value.exit_code) == (str(before), 65)
+    for path in segments(data):
+        path.unlink()
+    (snapshot, _) = snapshots(data)
+    snapshots(data)[1].unlink()
+    with pytest.raises(JournalError, match="no backup was made"):
+        backup(data, tmp_path / "copy", storage=Unreadable(operation, snapshot))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(tmp_path):
+    """Not a file, not the directories that were made for it; those that were there stay."""
+    data = made(tmp_path / "data")
+    storage = FaultyStorage()
+    storage.faults["rename"], storage.only = errno.ENOSPC, segments(data)[-1].name
+    with pytest.raises(JournalFull):
+        backup(data, tmp_path / "copies" / "monday", storage=storage)
+    assert not (tmp_path / "copies").exists()
+    (tmp_path / "copies").mkdir()
+    with pytest.raises(JournalFull):
+        backup(data, tmp_path / "copies", storage=storage)
+    assert list((tmp_path / "copies").iterdir()) == []
+    too_long = tmp_path / "made" / ("n" * 300)
+    with pytest.raises(JournalError, match="cannot be made there"):
+        backup(data, too_long)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_journal_that_is_written_meanwhile_is_copied_as_of_some_moment(tmp_path):
@@ -102,9 +202,9 @@ def test_a_frame_on_its_way_is_left_out(tmp_path):
     report = backup(data, tmp_path / "copy")
     assert report.verdict == "clean"
     last.write_bytes(content[:40] + b"?" + content[41:])
-    with pytest.raises(JournalError, match=r"no copy: .*damaged"):
+    with pytest.raises(JournalError, match="no backup was made: damaged"):
         backup(data, tmp_path / "other")
-    assert list((tmp_path / "other").iterdir()) == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_a_newer_version_wrote_is_not_guessed_at(tmp_path, monkeypatch):
@@ -113,6 +213,32 @@ def test_what_a_newer_version_wrote_is_not_guessed_at(tmp_path, monkeypatch):
     monkeypatch.setattr("enginegate.journal.payloads.FORMAT", 0)
     with pytest.raises(JournalError, match="newer version"):
         backup(data, tmp_path / "copy")
+
+
+class Unreadable(OsStorage):
+    """One file lies on a bad sector: it does not open, or opens and cannot be read."""
+
+    def __init__(self, operation: str, lost: Path) -> None:
+        self.operation, self.lost = operation, lost
+        self.bad: set[int] = set()
+
+    def open(self, path: Path) -> int:
+        if path == self.lost and self.operation == "open":
+            raise OSError(errno.EIO, "EIO")
+        fd = super().open(path)
+        self.bad -= {fd}
+        if path == self.lost:
+            self.bad.add(fd)
+        return fd
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        if fd in self.bad:
+            raise OSError(errno.EIO, "EIO")
+        return super().pread(fd, size, offset)
+
+    def close(self, fd: int) -> None:
+        self.bad.discard(fd)
+        super().close(fd)
 
 
 class Vanishing(OsStorage):
@@ -161,12 +287,12 @@ def test_a_copy_that_cannot_be_made_says_why(tmp_path, operation, number, words)
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
     """An error while reading is one of the disk, not of the copy."""
 
-    class Unreadable(OsStorage):
+    class Broken(OsStorage):
         def pread(self, fd: int, size: int, offset: int) -> bytes:
             raise OSError(errno.EIO, "an error of the disk")
 
     with pytest.raises(JournalError, match="an error of the disk"):
-        backup(made(tmp_path / "data"), tmp_path / "copy", storage=Unreadable())
+        backup(made(tmp_path / "data"), tmp_path / "copy", storage=Broken())
 
 
 def test_a_listing_that_missed_a_file_is_taken_again(tmp_path):
@@ -190,5 +316,5 @@ def test_a_listing_that_missed_a_file_is_taken_again(tmp_path):
         assert (report.verdict, report.facts) == ("clean", 1)
         crash(journal)
     shutil.rmtree(tmp_path / "copy")
-    with pytest.raises(JournalError, match="no copy"):  # nobody is there to have made it just now
+    with pytest.raises(JournalError, match="no backup was made"):  # nobody makes one just now
         backup(data, tmp_path / "copy", storage=Blinking())

@@ -108,6 +108,36 @@ def test_a_damaged_snapshot_is_reported_though_an_older_one_would_do(data):
     assert report.path == str(snapshots(data)[-1])
 
 
+def test_all_damage_is_reported_and_whether_a_start_minds(data):
+    """Each damaged file has its line; what a start does not need is told from what stops it."""
+    compact(data, KEY, fold)
+    rot(segments(data)[0], 250)
+    rot(snapshots(data)[0], 50)
+    report = verify(data)
+    assert [fault.path for fault in report.faults] == [report.path, str(segments(data)[0])]
+    assert {fault.verdict for fault in report.faults} == {"damage"}
+    assert (report.path, report.starts, report.hint) == (str(snapshots(data)[0]), True, "")
+    assert str(report.faults[0]).endswith(f"({snapshots(data)[0]} at offset 0)")
+    assert (report.segments, report.snapshots, report.facts) == (3, 3, 3)
+    rot(segments(data)[-1], 60)
+    report = verify(data)
+    assert [fault.path for fault in report.faults[1:]] == [
+        str(segments(data)[0]),
+        str(segments(data)[-1]),
+    ]
+    assert not report.starts
+    assert "journal backup" in report.hint
+
+
+def test_an_unreadable_file_is_damage_and_the_others_are_read(data):
+    """Neither a snapshot nor a segment that does not open hides what is wrong with the rest."""
+    storage = FaultyStorage()
+    storage.faults["open"], storage.only = 5, "-00000001-"
+    report = verify(data, storage=storage)
+    assert [fault.message for fault in report.faults] == ["cannot be read: EIO"] * 2
+    assert (report.facts, report.starts) == (3, True)
+
+
 def test_verify_with_another_key_is_refused(data):
     """A directory of another master key does not pass for clean."""
     report = verify(data, "other")
