@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -40,8 +40,9 @@ CLOSED = "The journal is closed: nothing was changed."
 CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
-PART_RECORDS = 50  # so does this
-PART_PAUSE_S = 0.001
+PART_RECORDS = 500  # to list, not to encode
+REST_S = 0.001  # between the steps of a snapshot, so that they take a small part of the time
+FEW = 3  # steps that need no rest: the header's, one of records, the end's
 MAX_QUEUED_FACTS = 100_000
 TICK_S = 1.0
 SNAPSHOT_RETRY_S = 60.0
@@ -83,7 +84,8 @@ class Committer:
         self._queue: deque[_Item] = deque()
         self._in_flight: list[_Item] = []
         self._compactions: list[asyncio.Future[None]] = []
-        self._snapshotting: asyncio.Future[None] | None = None
+        self._snapshotting: asyncio.Task[None] | None = None
+        self._encoding = False
         self._snapshot_not_before = 0.0
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
@@ -130,6 +132,8 @@ class Committer:
             await self._done.wait()
         self._reject_all(CLOSED)
         if self._snapshotting:
+            if self._encoding:  # of which nothing is on disk yet
+                self._snapshotting.cancel()
             await asyncio.wait([self._snapshotting])
         await asyncio.to_thread(self._journal.close)
         self._thread.shutdown(wait=False)
@@ -243,11 +247,28 @@ class Committer:
         except JournalFailed:
             self._compactions = waiting
             raise
-        records = _drained(await _listed(self._source()))
-        write = partial(self._journal.write_snapshot, records, state_at=at)
-        loop = asyncio.get_running_loop()
-        self._snapshotting = loop.run_in_executor(self._snapshot_thread, write)
+        records = await _listed(self._source())
+        self._snapshotting = asyncio.create_task(self._snapshot(records, at))
         self._snapshotting.add_done_callback(partial(self._snapshot_done, waiting))
+
+    async def _snapshot(self, records: list[SnapshotRecord], at: Position) -> None:
+        """Encode the state here, in short turns, and have a thread write it.
+
+        A thread that encodes wants the interpreter thousands of times, and each time the loop
+        waits for it: for longer than a turn takes, on few cores.
+        """
+        self._encoding = True
+        encoded = deque[bytes]()
+        try:
+            for part in self._journal.encode_snapshot(records, at):
+                if len(encoded) >= FEW:
+                    await self._clock.sleep(REST_S)
+                encoded.append(part)
+        finally:
+            self._encoding = False
+        rest = partial(time.sleep, REST_S)
+        write = partial(self._journal.write_encoded, encoded, at, rest=rest)
+        await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, write)
 
     def _snapshot_wanted(self) -> bool:
         if self._compactions:
@@ -255,12 +276,13 @@ class Committer:
         due = self._journal.should_snapshot and self._journal.status == "ok"
         return due and self._clock.now() >= self._snapshot_not_before
 
-    def _snapshot_done(
-        self, waiting: list[asyncio.Future[None]], done: asyncio.Future[None]
-    ) -> None:
+    def _snapshot_done(self, waiting: list[asyncio.Future[None]], done: asyncio.Task[None]) -> None:
         self._snapshotting = None
-        error = done.exception()
-        if error:
+        error = None if done.cancelled() else done.exception()
+        if done.cancelled():
+            for future in waiting:
+                _reject(future, CLOSED)
+        elif error:
             self._snapshot_failed(error, waiting)
         for future in waiting:
             if not future.done():
@@ -316,23 +338,13 @@ class Committer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-async def _listed(source: Iterable[SnapshotRecord]) -> deque[list[SnapshotRecord]]:
-    """List the state in many short turns of the loop; who applies facts waits for it here."""
-    remaining, parts = iter(source), deque[list[SnapshotRecord]]()
+async def _listed(source: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
+    """List the state in short turns of the loop; who applies facts waits for it here."""
+    remaining, records = iter(source), list[SnapshotRecord]()
     while part := list(islice(remaining, PART_RECORDS)):
-        parts.append(part)
+        records += part
         await asyncio.sleep(0)
-    return parts
-
-
-def _drained(parts: deque[list[SnapshotRecord]]) -> Iterator[SnapshotRecord]:
-    """Yield all in the writing thread, letting each part go, and the interpreter after each.
-
-    A thread that never rests is what a loop waits for most, on few cores above all.
-    """
-    while parts:
-        yield from parts.popleft()
-        time.sleep(PART_PAUSE_S)
+    return records
 
 
 def _reject(future: asyncio.Future[int] | asyncio.Future[None], reason: str) -> None:

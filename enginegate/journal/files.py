@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -26,7 +26,7 @@ LOCK = "LOCK"
 TEMPORARY = ".tmp"
 EX_TEMPFAIL, EX_CONFIG = 75, 78
 
-_BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 128 * 1024
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 _REMOTE = frozenset(
@@ -106,11 +106,25 @@ def read_start(storage: Storage, path: Path, size: int) -> bytes:
         storage.close(fd)
 
 
+Rest = Callable[[], None]
+"""Lets others have the processor for a moment."""
+
+
+def no_rest() -> None:
+    """Go on at once: nobody waits."""
+
+
 def write_new(
-    storage: Storage, path: Path, blocks: Iterable[bytes], *, allocate_bytes: int = 0
+    storage: Storage,
+    path: Path,
+    blocks: Iterable[bytes],
+    *,
+    allocate_bytes: int = 0,
+    rest: Rest = no_rest,
 ) -> tuple[int, int]:
     """Write a `.tmp` file for `path`, sync it, read it back; return its open fd and length.
 
+    `rest` is called after each block, written or read back.
     Raises JournalFull where there is no room (the file is gone again), JournalFailed otherwise.
     """
     temporary = path.with_name(path.name + TEMPORARY)
@@ -124,9 +138,10 @@ def write_new(
             for block in blocks:
                 write_all(storage, fd, block, length)
                 length, check = length + len(block), crc32(block, check)
+                rest()
             storage.fsync(fd)
             storage.drop_cache(fd)
-            if _checksum(storage, fd, length) != check:
+            if _checksum(storage, fd, length, rest) != check:
                 _refuse_disk(temporary)
     except BaseException:  # cleaned up, and raised again
         storage.close(fd)
@@ -177,13 +192,14 @@ def _refuse_disk(path: Path) -> NoReturn:
     )
 
 
-def _checksum(storage: Storage, fd: int, length: int) -> int:
+def _checksum(storage: Storage, fd: int, length: int, rest: Rest) -> int:
     check, offset = 0, 0
     while offset < length:
-        block = storage.pread(fd, min(_BLOCK_BYTES, length - offset), offset)
+        block = storage.pread(fd, min(BLOCK_BYTES, length - offset), offset)
         if not block:
             return -1
         check, offset = crc32(block, check), offset + len(block)
+        rest()
     return check
 
 

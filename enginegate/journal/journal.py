@@ -25,7 +25,7 @@ from enginegate.journal import frames
 from enginegate.journal.archive import Archive
 from enginegate.journal.condition import Condition, Health
 from enginegate.journal.failures import JournalFailed, JournalFull
-from enginegate.journal.files import clear_leftovers, discard, filesystem_warnings
+from enginegate.journal.files import Rest, clear_leftovers, discard, filesystem_warnings, no_rest
 from enginegate.journal.inherited import keep
 from enginegate.journal.newfiles import NewFiles, Origin
 from enginegate.journal.opening import quarantine, take
@@ -223,7 +223,8 @@ class Journal:
             self._tear = None
         if self._segment:  # an earlier try came so far, and no further
             self._segment.close()
-        path = self._make_snapshot(state, at := self._position)
+        at = self._position
+        path = self._make_snapshot(self._new.encode_snapshot(state, at), at, no_rest)
         try:
             segment = self._create_segment(genesis=self.fresh and not state)
             keep(self._storage, self._last)
@@ -243,8 +244,8 @@ class Journal:
     def rotate(self, *, room: int = 0) -> Position:
         """Begin a new segment, with `room` bytes at least; return the position in between.
 
-        The state as of that position is what `write_snapshot` wants. Raises JournalFull (and
-        the old segment stays in use) or JournalFailed.
+        The state as of that position is what `encode_snapshot` wants. Raises JournalFull
+        (and the old segment stays in use) or JournalFailed.
         """
         with self._writing:
             self._condition.demand_usable()
@@ -255,14 +256,24 @@ class Journal:
             return at
 
     def write_snapshot(self, records: Iterable[SnapshotRecord], *, state_at: Position) -> None:
+        """Write the state as of a rotation, whoever waits meanwhile; see `write_encoded`."""
+        self.write_encoded(self.encode_snapshot(records, state_at), state_at, rest=no_rest)
+
+    def encode_snapshot(
+        self, records: Iterable[SnapshotRecord], state_at: Position
+    ) -> Iterator[bytes]:
+        """Yield what `write_encoded` writes; each step is the work of a few records."""
+        return self._new.encode_snapshot(records, state_at)
+
+    def write_encoded(self, encoded: Iterable[bytes], state_at: Position, *, rest: Rest) -> None:
         """Write the state as of a rotation; then forget generations beyond the third.
 
-        May run while another thread appends. `records` are asked for once, piece by piece.
+        May run while another thread appends, and rests after each block for its sake.
         Raises JournalFull (no harm done) or JournalFailed.
         """
         with self._snapshotting:
             self._condition.demand_usable()
-            path = self._make_snapshot(records, state_at)
+            path = self._make_snapshot(encoded, state_at, rest)
             with self._condition.latching():
                 publish_snapshot(self._storage, path)
             self._snapshot_mark = state_at.written
@@ -394,7 +405,7 @@ class Journal:
         self._archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)
 
-    def _make_snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> Path:
+    def _make_snapshot(self, encoded: Iterable[bytes], at: Position, rest: Rest) -> Path:
         with self._condition.latching():
-            path, self._snapshot_bytes = self._new.snapshot(records, at)
+            path, self._snapshot_bytes = self._new.snapshot(encoded, at, rest=rest)
         return path

@@ -1,16 +1,16 @@
 """The files that one process makes: each bears its instance, its epoch and its master key."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from enginegate.clock import Clock
-from enginegate.journal.files import segment_name, snapshot_name
+from enginegate.journal.files import Rest, no_rest, segment_name, snapshot_name
 from enginegate.journal.payloads import SEGMENT, SNAPSHOT, FileHeader
 from enginegate.journal.recovery import Position
 from enginegate.journal.room import SPARE_BYTES, Room
 from enginegate.journal.segments import Segment, create_segment
-from enginegate.journal.snapshot import create_snapshot
+from enginegate.journal.snapshot import create_snapshot, encode_snapshot
 from enginegate.journal.storage import Storage
 from enginegate.model import SnapshotRecord
 
@@ -56,10 +56,16 @@ class NewFiles:
         name = segment_name(self._origin.epoch, header.sequence)
         return create_segment(self._storage, self._directory, name, header)
 
-    def snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> tuple[Path, int]:
+    def encode_snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> Iterator[bytes]:
+        """Yield the bytes of a snapshot of that state, piece by piece."""
+        return encode_snapshot(self._header(SNAPSHOT, at), records)
+
+    def snapshot(
+        self, encoded: Iterable[bytes], at: Position, *, rest: Rest = no_rest
+    ) -> tuple[Path, int]:
         """Make a snapshot; return its name to be, and its bytes. Raises like `segment`."""
         path = self._directory / snapshot_name(self._origin.epoch, at.sequence)
-        return path, create_snapshot(self._storage, path, self._header(SNAPSHOT, at), records)
+        return path, create_snapshot(self._storage, path, encoded, rest=rest)
 
     def keep_ballast(self, snapshot_bytes: int) -> None:
         """Keep what a start on a full disk needs: a small segment and a grown snapshot."""

@@ -138,6 +138,11 @@ class ManualClock:
     def wall_ms(self) -> int:
         return self.wall
 
+    @property
+    def sleepers(self) -> int:
+        """How many wait for time to pass."""
+        return len(self._sleepers)
+
     async def sleep(self, seconds: float) -> None:
         waiting = asyncio.get_running_loop().create_future()
         self._sleepers.append((self.time + seconds, waiting))

@@ -435,13 +435,13 @@ async def test_close_waits_for_a_snapshot_under_way(tmp_path):
     """Closing while a snapshot is being written lets it finish."""
     async with running(tmp_path / "data") as rig:
         hold = threading.Event()
-        write = rig.journal.write_snapshot
+        write = rig.journal.write_encoded
 
         def held(*args: object, **options: object) -> None:
             hold.wait()
             write(*args, **options)
 
-        rig.journal.write_snapshot = held
+        rig.journal.write_encoded = held
         future = rig.committer.compact()
         await settle()
         closing = asyncio.ensure_future(rig.committer.close())
@@ -451,6 +451,34 @@ async def test_close_waits_for_a_snapshot_under_way(tmp_path):
         await closing
         await future
     assert len(snapshots(tmp_path / "data")) == 2
+
+
+async def test_facts_go_on_while_a_large_state_is_encoded(tmp_path):
+    """A snapshot of many takes its time, and is the state as of its rotation all the same."""
+    async with running(tmp_path / "data") as rig:
+        rig.source = lambda: [engine(number) for number in range(1000)]
+        future = rig.committer.compact()
+        await until(lambda: rig.clock.sleepers == 2)  # the ticks, and the snapshot
+        assert await rig.committer.submit(booted()) == 1
+        assert not future.done()
+        while not future.done():
+            rig.clock.advance(0.001)
+            await asyncio.sleep(0)
+        await future
+    with opened(tmp_path / "data") as journal:
+        assert (len(journal.snapshot), len(journal.tail)) == (1000, 1)
+
+
+async def test_close_does_not_wait_for_a_state_to_be_encoded(tmp_path):
+    """What is not on its way to the disk yet is given up; the journal is as long as before."""
+    async with running(tmp_path / "data") as rig:
+        rig.source = lambda: [engine(number) for number in range(1000)]
+        future = rig.committer.compact()
+        await until(lambda: rig.clock.sleepers == 2)  # the ticks, and the snapshot
+        await rig.committer.close()
+        with pytest.raises(StorageUnavailableError, match="closed"):
+            await future
+    assert len(snapshots(tmp_path / "data")) == 1
 
 
 @pytest.mark.parametrize("operation", ["allocate", "unlink_none"])

@@ -416,7 +416,7 @@ def test_power_loss_after_every_operation(tmp_path):
         disk, acknowledged = ForgetfulDisk(cut), [0]
         with suppress(PowerCutError):
             live(disk, tmp_path / f"life-{cut}", acknowledged)
-        for seed in range(12):
+        for seed in range(13):
             image = tmp_path / f"image-{cut}-{seed}"
             disk.image(image, seed)
             with opened(image) as journal:
