@@ -15,6 +15,7 @@ from enginegate.lifecycle.boot import told
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Outcome
 from enginegate.registry import Operation
+from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,13 @@ class Orphans:
         self._removing: set[str] = set()
         self._too_many = 0
 
-    def remove(self, seen: Sequence[Observation]) -> None:
+    async def remove(self, seen: Sequence[Observation]) -> None:
         """Remove engines of this instance without a row, after a grace and never many."""
-        now = self.ground.clock.now()
+        now, registry = self.ground.clock.now(), self.ground.registry
         strangers = {
             one.engine_id
-            for one in seen
-            if one.presence is not Presence.ABSENT and not self.ground.registry.knows(one.engine_id)
+            async for one in sliced(seen)
+            if one.presence is not Presence.ABSENT and not registry.knows(one.engine_id)
         }
         self._since = {one: self._since.get(one, now) for one in sorted(strangers)}
         self.ground.registry.meters.orphans = len(strangers)

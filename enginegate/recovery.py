@@ -163,9 +163,9 @@ class Recovery:
         seen = await self._list()
         if seen is None:
             return
-        by_id = {one.engine_id: one for one in seen}
+        by_id = {one.engine_id: one async for one in sliced(seen)}
         engines = self.ground.registry.engines
-        self._down_asleep &= engines.keys()
+        self._down_asleep = {one for one in self._down_asleep if one in engines}
         meetings = []
         async for live in sliced(engines.values()):
             listed = by_id.get(live.engine.engine_id) or _absent(live)
@@ -173,7 +173,7 @@ class Recovery:
                 meetings.append(self._meet(live, listed))
         await asyncio.gather(*meetings)
         self._unadopted = False
-        self.orphans.remove(seen)
+        await self.orphans.remove(seen)
         self.products.go_on_with_deletions()
 
     async def _list(self) -> Sequence[Observation] | None:
