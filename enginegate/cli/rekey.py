@@ -93,7 +93,9 @@ class _Ring:
         if len(self.keys) == 1:
             return []
         if self.file is None:
-            return [f"{VARIABLE} needs only the first key now; backups from before need the old one"]
+            return [
+                f"{VARIABLE} needs only the first key now; backups from before need the old one"
+            ]
         said = []
         for old in self.keys[1:]:
             kept = self.file.with_name(f"{self.file.name}.old-{_name(old)}")
