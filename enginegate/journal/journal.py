@@ -26,6 +26,7 @@ from enginegate.journal.archive import Archive
 from enginegate.journal.condition import Condition, Health
 from enginegate.journal.failures import JournalFailed, JournalFull
 from enginegate.journal.files import Rest, clear_leftovers, discard, filesystem_warnings, no_rest
+from enginegate.journal.generations import Generations
 from enginegate.journal.inherited import keep
 from enginegate.journal.newfiles import NewFiles, Origin
 from enginegate.journal.opening import quarantine, take
@@ -33,7 +34,6 @@ from enginegate.journal.payloads import cut, encode_fact, encode_facts
 from enginegate.journal.recovery import Position, Recovered
 from enginegate.journal.room import Room
 from enginegate.journal.segments import Segment, publish_segment
-from enginegate.journal.snapshot import publish_snapshot
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.model import SnapshotRecord
 
@@ -74,7 +74,6 @@ class Journal:
         self.on_sync: Callable[[float, int], None] | None = None
         self._storage = storage
         self._clock = clock
-        self._snapshot_after = snapshot_after_bytes
         self._lock_fd: int | None = lock_fd
         self._position = recovered.position
         self._ends, self._last, self._tear = recovered.ends, recovered.last, recovered.tear
@@ -85,11 +84,17 @@ class Journal:
             storage, directory, self._room, clock, origin, segment_bytes=segment_bytes
         )
         self._condition = Condition(self._room, directory)
+        self._generations = Generations(
+            storage,
+            self._new,
+            self._archive,
+            self._condition,
+            after_bytes=snapshot_after_bytes,
+            newest_bytes=recovered.snapshot_bytes,
+        )
         self._waiting: list[SnapshotRecord] | None = None  # for room, to begin with
         self._segment: Segment | None = None
         self._sealed = True
-        self._snapshot_bytes = recovered.snapshot_bytes
-        self._snapshot_mark = 0  # `bytes_written` when the newest snapshot's state was current
         self._writing = threading.RLock()
         self._snapshotting = threading.Lock()
 
@@ -149,13 +154,11 @@ class Journal:
 
     @property
     def sequence(self) -> int:
-        return self._position.sequence  # the last durable frame
+        return self._position.sequence  # of the last durable frame
 
     @property
     def should_snapshot(self) -> bool:
-        """Tell whether replay would be long enough to be worth a snapshot: longer than it."""
-        least = max(self._snapshot_after, self._snapshot_bytes)
-        return self.bytes_written - self._snapshot_mark > least
+        return self._generations.due(self.bytes_written)
 
     @property
     def sealable(self) -> bool:
@@ -223,8 +226,8 @@ class Journal:
             self._tear = None
         if self._segment:  # an earlier try came so far, and no further
             self._segment.close()
-        at = self._position
-        path = self._make_snapshot(self._new.encode_snapshot(state, at), at, no_rest)
+        encoded = self._new.encode_snapshot(state, at := self._position)
+        path = self._generations.make(encoded, at)
         try:
             segment = self._create_segment(genesis=self.fresh and not state)
             keep(self._storage, self._last)
@@ -232,13 +235,9 @@ class Journal:
         except BaseException:  # cleaned up, and raised again
             discard(self._storage, path.with_name(path.name + ".tmp"))
             raise
-        with self._condition.latching():
-            publish_snapshot(self._storage, path)
-        self._snapshot_mark = at.written
         self._archive.trim(self._ends)
-        self._archive.prune()
+        self._generations.publish(path, at)
         self._waiting = None
-        self._new.keep_ballast(self._snapshot_bytes)
         self._room.look()
 
     def rotate(self, *, room: int = 0) -> Position:
@@ -259,11 +258,9 @@ class Journal:
         """Write the state as of a rotation, whoever waits meanwhile; see `write_encoded`."""
         self.write_encoded(self.encode_snapshot(records, state_at), state_at, rest=no_rest)
 
-    def encode_snapshot(
-        self, records: Iterable[SnapshotRecord], state_at: Position
-    ) -> Iterator[bytes]:
+    def encode_snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> Iterator[bytes]:
         """Yield what `write_encoded` writes; each step is the work of a few records."""
-        return self._new.encode_snapshot(records, state_at)
+        return self._new.encode_snapshot(records, at)
 
     def write_encoded(self, encoded: Iterable[bytes], state_at: Position, *, rest: Rest) -> None:
         """Write the state as of a rotation; then forget generations beyond the third.
@@ -273,12 +270,8 @@ class Journal:
         """
         with self._snapshotting:
             self._condition.demand_usable()
-            path = self._make_snapshot(encoded, state_at, rest)
-            with self._condition.latching():
-                publish_snapshot(self._storage, path)
-            self._snapshot_mark = state_at.written
-            self._archive.prune()
-            self._new.keep_ballast(self._snapshot_bytes)
+            path = self._generations.make(encoded, state_at, rest=rest)
+            self._generations.publish(path, state_at)
 
     def retain(self, *, days: float, max_mb: float) -> int:
         """Remove the oldest archived segments by age and total size; return how many.
@@ -404,8 +397,3 @@ class Journal:
         self._condition.full = False
         self._archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)
-
-    def _make_snapshot(self, encoded: Iterable[bytes], at: Position, rest: Rest) -> Path:
-        with self._condition.latching():
-            path, self._snapshot_bytes = self._new.snapshot(encoded, at, rest=rest)
-        return path
