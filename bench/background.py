@@ -42,10 +42,12 @@ def run(context: Context) -> Result:
         result.skipped.append(wrk.MISSING)
         return result
     with ExitStack() as stack:
+        everywhere = os.sched_getaffinity(0)
+        stack.enter_context(_on(everywhere - {max(everywhere)}))
         quiet, busy, floor = _start(context, stack)
         os.kill(busy.pid, signal.SIGSTOP)
         stack.callback(os.kill, busy.pid, signal.SIGCONT)
-        found = _latencies(context, quiet, busy, floor)
+        found = _latencies(context, quiet, busy, floor, {max(everywhere)})
     for name, seen in found.items():
         result.figures += [
             figure(f"{name}, p50", [one.p50_ms for one in seen], "ms"),
@@ -63,6 +65,21 @@ def run(context: Context) -> Result:
         ),
     ]
     return result
+
+
+@contextmanager
+def _on(processors: set[int]) -> Iterator[None]:
+    """Run there, and have there whatever is started; no processors mean all as before.
+
+    The load has the last one to itself. It stands for other machines, and spins: a server
+    that woke on its processor would wait for the end of its time slice.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
@@ -104,29 +121,30 @@ def _large(
 
 
 def _latencies(
-    context: Context, quiet: Target, busy: Busy, floor: Target
+    context: Context, quiet: Target, busy: Busy, floor: Target, outside: set[int]
 ) -> dict[str, list[Latency]]:
-    """Measure each in turn; a server that is not measured is frozen."""
-    rates = {
-        one.name: SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
-        for one in (quiet, floor)
-    }
+    """Measure each in turn, from `outside`; a server that is not measured is frozen."""
+    with _on(outside):
+        rates = {
+            one.name: SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
+            for one in (quiet, floor)
+        }
     found: dict[str, list[Latency]] = {}
 
     def load(name: str, target: Target, rate: float, *, beside_busy: bool) -> float:
-        with _awake(busy) if beside_busy else nullcontext():
+        with _awake(busy) if beside_busy else nullcontext(), _on(outside):
             seen = open_load.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
         found.setdefault(name, []).append(seen)
         return seen.p99_ms
 
-    ours, theirs = rates[quiet.name], rates[floor.name]
+    ours, floors = rates[quiet.name], rates[floor.name]
     interleaved(
         {
             "quiet": partial(load, "quiet", quiet, ours, beside_busy=False),
             "busy": partial(load, "busy", busy.target, ours, beside_busy=True),
-            "floor": partial(load, "floor", floor, theirs, beside_busy=False),
+            "floor": partial(load, "floor", floor, floors, beside_busy=False),
             "floor beside busy": partial(
-                load, "floor beside busy", floor, theirs, beside_busy=True
+                load, "floor beside busy", floor, floors, beside_busy=True
             ),
         },
         rounds=context.pick(7, 1),
