@@ -25,6 +25,8 @@ from enginegate.errors import GateError, MethodNotAllowedError, PathNotFoundErro
 from enginegate.keys import digest
 
 PREFIX, SUFFIX = "/engines/", "/admit"
+BEGIN, END = len(PREFIX), -len(SUFFIX)
+KEY, LENGTH = b"x-platform-key", b"content-length"
 NOT_FOUND = 404
 READY_MAX = 1024
 """Answers kept as messages: enough for those that are asked for again and again."""
@@ -81,37 +83,47 @@ async def _broken(_: Request, error: Exception) -> Response:
 
 
 class Gate:
-    """Tries the hot path, then the routes."""
+    """Tries the hot path, then the routes.
+
+    Written out at length where a warm admit passes: what is called here is called on each.
+    """
 
     def __init__(self, services: Services, routes: ASGIApp) -> None:
         self._warm = services.admission.warm
         self._by_key = services.registry.by_key
         self._ordinary = routes
         self._body_max = services.config.server.max_body_bytes
+        self._body_digits = len(str(self._body_max))
         self._ready: dict[bytes, tuple[Message, Message]] = {}
+        self._digests: dict[bytes, bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
-        user_id = _admitted_user(scope)
-        if user_id is None:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._routes(scope, receive, send)
             return
-        key, declared = _key_and_length(scope)
+        path: str = scope["path"]
+        if not (path.endswith(SUFFIX) and path.startswith(PREFIX)):
+            await self._routes(scope, receive, send)
+            return
+        key = length = None
+        for name, value in scope["headers"]:
+            if name == KEY:
+                key = value if key is None else key
+            elif name == LENGTH:
+                length = value if length is None else length
         # Who is not let in, or says too much, is refused without being asked for the body.
-        hashed = None if key is None else digest(key)
-        if key is None or hashed not in self._by_key or declared > self._body_max:
+        hashed = b"" if key is None else self._digests.get(key) or self._digest(key)
+        if key is None or hashed not in self._by_key or (length and self._too_long(length)):
             await self._routes(scope, receive, send)
             return
         message = await receive()
-        if message.get("more_body", False):
+        body: bytes | None = message.get("body")
+        if body is None or message.get("more_body"):
             message = await _whole(message, receive, limit=self._body_max)
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            body = message.get("body", b"")
-            fits = len(body) <= self._body_max
-            product = self._by_key.get(hashed)  # anew: the key may have gone while the body came
-            answer = self._warm(key, user_id, body, product) if fits else None
+            body = message.get("body")
+        product = self._by_key.get(hashed)  # anew: the key may have gone while the body came
+        if product is not None and body is not None and len(body) <= self._body_max:
+            answer = self._warm(key, path[BEGIN:END], body, product)
             if answer is not None:
                 start, rest = self._ready.get(answer) or self._made_ready(answer)
                 await send(start)
@@ -120,7 +132,25 @@ class Gate:
         await self._routes(scope, _replay(message, receive), send)
 
     async def _routes(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._ordinary(_with_slashes_kept(scope), receive, send)
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await self._ordinary(_with_slashes_kept(scope), receive, send)
+
+    def _digest(self, key: bytes) -> bytes:
+        """Return a key's digest, and keep those of the keys that open something."""
+        hashed = digest(key)
+        if hashed in self._by_key:
+            if len(self._digests) >= READY_MAX:
+                self._digests.clear()
+            self._digests[key] = hashed
+        return hashed
+
+    def _too_long(self, length: bytes) -> bool:
+        """Return whether a body says that it is too long; a short number cannot."""
+        if len(length) < self._body_digits:
+            return False
+        return length.isdigit() and int(length) > self._body_max
 
     def _made_ready(self, answer: bytes) -> tuple[Message, Message]:
         """Return the messages that an answer is to a server, and keep those of the last few."""
@@ -128,16 +158,6 @@ class Gate:
             self._ready.clear()
         ready = self._ready[answer] = prepared.messages(answer)
         return ready
-
-
-def _admitted_user(scope: Scope) -> str | None:
-    """Return the user of `POST /engines/{user_id}/admit`, None for any other request."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    path: str = scope["path"]
-    if not (path.startswith(PREFIX) and path.endswith(SUFFIX)):
-        return None
-    return path[len(PREFIX) : -len(SUFFIX)]  # of no engine, where it holds a slash
 
 
 def _with_slashes_kept(scope: Scope) -> Scope:
@@ -152,29 +172,19 @@ def _with_slashes_kept(scope: Scope) -> Scope:
     return {**scope, "path": "/".join(parts)}
 
 
-def _key_and_length(scope: Scope) -> tuple[bytes | None, int]:
-    """Return the first platform key, and how long the body says it is (0: it does not say)."""
-    key: bytes | None = None
-    length: bytes | None = None
-    for name, value in scope["headers"]:
-        if name == b"x-platform-key":
-            key = value if key is None else key
-        elif name == b"content-length":
-            length = value if length is None else length
-    return key, int(length) if length and length.isdigit() else 0
-
-
 async def _whole(first: Message, receive: Receive, *, limit: int) -> Message:
-    """Return a body that comes in pieces as one message, cut off once it is too long."""
-    body: bytes = first.get("body", b"")
-    while len(body) <= limit:
-        message = await receive()
-        if message["type"] != "http.request":
-            return message
+    """Return a body that comes in pieces as one message, cut off once it is longer than that.
+
+    Where the client goes meanwhile, it is the message that says so, which has no body.
+    """
+    message, body = first, b""
+    while message["type"] == "http.request":
         body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return {"type": "http.request", "body": body, "more_body": False}
-    return {"type": "http.request", "body": body, "more_body": True}
+        more = bool(message.get("more_body"))
+        if not more or len(body) > limit:
+            return {"type": "http.request", "body": body, "more_body": more}
+        message = await receive()
+    return message
 
 
 def _replay(first: Message, receive: Receive) -> Receive:
