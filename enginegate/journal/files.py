@@ -137,6 +137,7 @@ def write_new(
             length, check = 0, 0
             for block in blocks:
                 write_all(storage, fd, block, length)
+                storage.begin_write_back(fd, length, len(block))  # not all of it in the sync
                 length, check = length + len(block), crc32(block, check)
                 rest()
             storage.fsync(fd)

@@ -49,6 +49,10 @@ class Storage(Protocol):
         """Give back what lies behind `size`."""
         ...
 
+    def begin_write_back(self, fd: int, offset: int, size: int) -> None:
+        """Have the disk begin with these bytes; promises nothing, the sync waits for less."""
+        ...
+
     def fdatasync(self, fd: int) -> None: ...
 
     def fsync(self, fd: int) -> None: ...
@@ -109,6 +113,10 @@ class OsStorage:
 
     def truncate(self, path: Path, size: int) -> None:
         os.truncate(path, size)
+
+    def begin_write_back(self, fd: int, offset: int, size: int) -> None:
+        # Linux writes what is dirty in the range before it forgets it, and does not wait.
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)

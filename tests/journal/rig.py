@@ -314,6 +314,9 @@ class ForgetfulDisk:
         del inode.now[size:]
         del inode.durable[size:]
 
+    def begin_write_back(self, fd: int, offset: int, size: int) -> None:
+        pass
+
     def fdatasync(self, fd: int) -> None:
         self.fsync(fd)
 

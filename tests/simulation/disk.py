@@ -234,6 +234,9 @@ class Mount:
     def truncate(self, path: Path, size: int) -> None:
         self._do("truncate", lambda: self.disk.file(path).resize(size))
 
+    def begin_write_back(self, fd: int, offset: int, size: int) -> None:
+        self._die_again()
+
     def fdatasync(self, fd: int) -> None:
         self._sync("fdatasync", self._open[fd])
 
