@@ -108,6 +108,7 @@ class Server:
             journal.begin(registry.snapshot(), may_wait=True)
             journal.on_sync = registry.meters.synced
             registry.trail.history = lambda before: journal.history(before=before)
+            registry.trail.oldest = lambda: journal.archive.oldest_number
             committer = Committer(
                 journal,
                 apply=registry.apply,

@@ -36,6 +36,7 @@ class Archive:
         self._storage = storage
         self._directory = directory
         self._headers: dict[str, FileHeader] = {}
+        self.oldest_number = 0
 
     def add(self, name: str, header: FileHeader) -> None:
         """Note a new segment, so that its header need not be read."""
@@ -78,7 +79,14 @@ class Archive:
             self._headers.pop(entry.name, None)
             total -= sizes[entry.name]
             removed += 1
+        self.look()
         return removed
+
+    def look(self) -> None:
+        """See how far back the segments go: `oldest_number` is the first fact's, 0 if unknown."""
+        segments = listing(self._storage, self._directory).segments
+        header = self._header(segments[0]) if segments else None
+        self.oldest_number = header.number if header else 0
 
     def history(self, limit: int) -> Iterator[tuple[int, AnyFact]]:
         """Yield facts with numbers below `limit`, newest first."""

@@ -77,7 +77,7 @@ class Journal:
         self._lock_fd: int | None = lock_fd
         self._position = recovered.position
         self._ends, self._last, self._tear = recovered.ends, recovered.last, recovered.tear
-        self._archive = Archive(storage, directory)
+        self.archive = Archive(storage, directory)
         self._room = Room(storage, directory)
         origin = Origin(self.instance, self.epoch, key_id)
         self._new = NewFiles(
@@ -87,7 +87,7 @@ class Journal:
         self._generations = Generations(
             storage,
             self._new,
-            self._archive,
+            self.archive,
             self._condition,
             after_bytes=snapshot_after_bytes,
             newest_bytes=recovered.snapshot_bytes,
@@ -235,8 +235,9 @@ class Journal:
         except BaseException:  # cleaned up, and raised again
             discard(self._storage, path.with_name(path.name + ".tmp"))
             raise
-        self._archive.trim(self._ends)
+        self.archive.trim(self._ends)
         self._generations.publish(path, at)
+        self.archive.look()
         self._waiting = None
         self._room.look()
 
@@ -251,7 +252,7 @@ class Journal:
             old, at = self._current, self._position
             self._publish(self._create_segment(genesis=False, room=room))
             old.close()
-            self._archive.trim([(old.path, old.end)])
+            self.archive.trim([(old.path, old.end)])
             return at
 
     def write_snapshot(self, records: Iterable[SnapshotRecord], *, state_at: Position) -> None:
@@ -279,7 +280,7 @@ class Journal:
         What the kept generations need is never removed.
         """
         with self._snapshotting:
-            return self._archive.retain(days=days, max_mb=max_mb, now_ms=self._clock.wall_ms())
+            return self.archive.retain(days=days, max_mb=max_mb, now_ms=self._clock.wall_ms())
 
     # --- appending ----------------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ class Journal:
         What is removed or unreadable meanwhile ends the iteration.
         """
         limit = self.next_number if before is None else min(before, self.next_number)
-        return self._archive.history(limit)
+        return self.archive.history(limit)
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -395,5 +396,5 @@ class Journal:
         self._segment = segment
         self._sealed = True
         self._condition.full = False
-        self._archive.add(segment.path.name, segment.header)
+        self.archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)

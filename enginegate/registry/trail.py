@@ -3,6 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from msgspec import Struct
 
@@ -15,6 +17,9 @@ QUEUE_MAX = 1_000  # entries a slow subscriber may lag behind before it is let g
 
 History = Callable[[int | None], Iterator[tuple[int, AnyFact]]]
 """Facts of the journal, newest first, with numbers below the given one."""
+
+Oldest = Callable[[], int]
+"""Number that no fact of the journal is below; 0 where that is not known."""
 
 
 class Query(Struct, frozen=True, kw_only=True):
@@ -67,17 +72,28 @@ class Subscription:
 
 
 class Trail:
-    """Recent entries, and whoever listens to new ones."""
+    """Recent entries, and whoever listens to new ones.
+
+    Unless it is empty, `recent` has every entry of a number from `_complete_from` on.
+    """
 
     def __init__(self) -> None:
         self.recent: deque[Entry] = deque(maxlen=RECENT_MAX)
         self.history: History = lambda _: iter(())
+        self.oldest: Oldest = lambda: 0
+        self._complete_from = 0
+        # One at a time: readers of old entries wait for each other, not the rest for them.
+        self._thread = ThreadPoolExecutor(1, "history")
         self._subscriptions: set[Subscription] = set()
 
     def add(self, number: int, fact: AnyFact, *, tell: bool = True) -> None:
         found = entry(number, fact)
         if found is None:
             return
+        if not self.recent:
+            self._complete_from = number
+        elif len(self.recent) == RECENT_MAX:
+            self._complete_from = self.recent[0].id + 1
         self.recent.append(found)
         if tell:
             self._subscriptions = {s for s in self._subscriptions if s.offer(found)}
@@ -105,9 +121,10 @@ class Trail:
                 found.append(candidate)
                 if len(found) == wanted:
                     break
-        if len(found) < wanted:
-            oldest = self.recent[0].id if self.recent else None
-            found += await asyncio.to_thread(self._older, query, oldest, wanted - len(found))
+        before = self._complete_from if self.recent else None
+        if len(found) < wanted and (before is None or self.oldest() < before):
+            older = partial(self._older, query, before, wanted - len(found))
+            found += await asyncio.get_running_loop().run_in_executor(self._thread, older)
         more = len(found) == wanted
         page = found[: query.limit]
         return page, page[-1].id if more and page else None

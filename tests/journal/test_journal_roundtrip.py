@@ -328,11 +328,13 @@ def test_the_archive_is_limited_by_age_and_size(tmp_path, days, max_mb, left):
     clock = ManualClock()
     grow(tmp_path / "data", 6, clock)
     with begun(tmp_path / "data", [product()], clock=clock) as journal:
+        assert journal.archive.oldest_number == 1
         removed = journal.retain(days=days, max_mb=max_mb)
         assert len(segments(tmp_path / "data")) == left
         assert removed == 7 - left
         numbers = [number for number, _ in journal.history()]
         assert numbers == list(range(6, 7 - left, -1))
+        assert journal.archive.oldest_number == numbers[-1]
 
 
 def test_the_archive_shrinks_only_as_far_as_needed(tmp_path):
