@@ -183,7 +183,8 @@ class TestAnswers:
         """Tests want an engine that says nothing of what it does."""
         assert here.ask("POST", "/work?seconds=0.2&quiet=1").status_code == 202
         with here.client.stream("GET", "/stream?seconds=0.2&interval=0.05&quiet=1") as answer:
-            assert next(answer.iter_lines()) == "id: 1"
+            lines = answer.iter_lines()  # kept: httpx hangs up when it goes
+            assert next(lines) == "id: 1"
             health = here.health()
             assert (health["busy"], health["active_requests"]) == (False, 0)
 

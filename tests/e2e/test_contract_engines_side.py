@@ -237,7 +237,8 @@ class TestUse:
         recreate.call("/control", key, "POST", content=b'{"busy":false}')
         url = f"{recreate.engine['url']}/stream?seconds=30&interval=0.05"
         with httpx.stream("GET", url, headers={"X-Engine-Key": key}) as stream:
-            next(stream.iter_text())
+            ticks = stream.iter_text()  # kept: httpx hangs up when it goes
+            next(ticks)
             health = httpx.get(f"{recreate.engine['url']}/health").json()
             assert (health["busy"], health["active_requests"]) == (False, 1)
             assert recreate.refused("sleep") == "ENGINE_BUSY"
