@@ -1,27 +1,26 @@
 """One GET that asks an engine how it is. Trusts nothing of what comes back.
 
 An engine may be hostile: redirects are not followed, proxies of the environment not
-used, the body is cut off, and the time-out is a deadline for the whole exchange,
-so that a trickling answer cannot hold a probe.
+used, long answers not read to their end, and the time-out is a deadline for the whole
+exchange, so that a trickling answer cannot hold a probe.
 """
 
 import asyncio
 import contextlib
-import ssl
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import httpx
 import msgspec
 from msgspec import Struct
 
-BODY_MAX_BYTES = 65_536
+from enginegate.oneshot import OneShotTransport
+
 DETAIL_MAX = 200
 FORGET_SOURCE_AFTER_S = 1.0
-CONNECTIONS_MAX = 1_000
 
 _HEADERS: Final = httpx.Headers(
     {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
@@ -44,20 +43,18 @@ class _UnfitError(Exception):
 class Probe:
     """Probes engines over connections of its own, one per probe.
 
+    None is kept: an engine that serves one at a time would have no place for anybody else.
     `sources` holds the (address, port) pairs that probes connect from right now, so
     that whoever counts an engine's connections can leave ours out.
     """
 
-    def __init__(self, *, require_status_ok: bool = True) -> None:
+    def __init__(
+        self, *, require_status_ok: bool = True, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
         self._require_status_ok = require_status_ok
         self._sources: set[tuple[str, int]] = set()
-        # A transport without a client: no redirects, proxies, cookies or time-outs to turn off,
-        # and a fifth of the processor time less. No connection is kept: an engine that serves
-        # one at a time would have no place for anybody else.
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # plain HTTP: no authorities to load
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0),
-        )
+        # A transport without a client: no redirects, proxies, cookies or time-outs to turn off.
+        self._transport = transport or OneShotTransport(connected=self._connects)
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,7 +68,7 @@ class Probe:
         await self.close()
 
     async def close(self) -> None:
-        """Close the client. May be called twice."""
+        """Close the transport. May be called twice."""
         await self._transport.aclose()
 
     @property
@@ -95,28 +92,18 @@ class Probe:
         return Health(ok=ok, busy=busy, detail=detail, took_ms=took_ms)
 
     async def _fetch(self, url: str) -> tuple[int, bytes]:
-        mine: list[tuple[str, int]] = []
+        request = httpx.Request("GET", url, headers=_HEADERS)
+        answer = await self._transport.handle_async_request(request)
+        return answer.status_code, await answer.aread()
 
-        async def trace(event: str, info: dict[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete":
-                source = _source(info["return_value"])
-                mine.append(source)
-                self._sources.add(source)
-
-        request = httpx.Request("GET", url, headers=_HEADERS, extensions={"trace": trace})
+    @contextlib.contextmanager
+    def _connects(self, source: tuple[str, int]) -> Iterator[None]:
+        """Have the connection known as ours until the kernel, too, has seen its end."""
+        self._sources.add(source)
         try:
-            answer = await self._transport.handle_async_request(request)
-            try:
-                return answer.status_code, await _body(answer)
-            finally:
-                await answer.aclose()
+            yield
         finally:
-            self._forget_soon(mine)
-
-    def _forget_soon(self, sources: list[tuple[str, int]]) -> None:
-        # The kernel may see the connection for a moment longer than we do.
-        loop = asyncio.get_running_loop()
-        for source in sources:
+            loop = asyncio.get_running_loop()
             loop.call_later(FORGET_SOURCE_AFTER_S, self._sources.discard, source)
 
     def _judge(self, status: int, body: bytes) -> bool:
@@ -134,18 +121,3 @@ class Probe:
 def _busy(said: dict[str, object]) -> bool:
     requests = said.get("active_requests")
     return said.get("busy") is True or (isinstance(requests, int | float) and requests > 0)
-
-
-def _source(stream: Any) -> tuple[str, int]:
-    address = stream.get_extra_info("client_addr")
-    return str(address[0]), int(address[1])
-
-
-async def _body(answer: httpx.Response) -> bytes:
-    """Read the body; more than allowed is as bad as a wrong one."""
-    body = b""
-    async for piece in answer.aiter_raw(BODY_MAX_BYTES):
-        body += piece
-        if len(body) > BODY_MAX_BYTES:
-            raise _UnfitError(f"more than {BODY_MAX_BYTES} bytes of body")
-    return body

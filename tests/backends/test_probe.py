@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,16 @@ URL = "http://127.0.0.1:9999/health"
 @pytest.fixture
 async def probe() -> AsyncIterator[Probe]:
     async with Probe() as made:
+        yield made
+
+
+@asynccontextmanager
+async def answered(*, require_status_ok: bool = True, **answer: Any) -> AsyncIterator[Probe]:
+    """A probe whose engine's answer is written by the test."""
+    router = respx.MockRouter()
+    router.get(URL).mock(**answer)
+    transport = httpx.MockTransport(router.async_handler)
+    async with Probe(require_status_ok=require_status_ok, transport=transport) as made:
         yield made
 
 
@@ -34,29 +45,26 @@ async def probe() -> AsyncIterator[Probe]:
         (301, '{"status":"ok"}', False, False),
     ],
 )
-@respx.mock
 async def test_only_a_200_that_says_ok_is_healthy(
-    probe: Probe, status: int, body: str, ok: bool, busy: bool
+    status: int, body: str, ok: bool, busy: bool
 ) -> None:
     """Anything else is a failed probe; redirects are not followed."""
-    respx.get(URL).mock(return_value=httpx.Response(status, text=body))
-    health = await probe.check(URL, timeout_s=1)
+    async with answered(return_value=httpx.Response(status, text=body)) as probe:
+        health = await probe.check(URL, timeout_s=1)
     assert (health.ok, health.busy) == (ok, busy)
 
 
-@respx.mock
 async def test_any_200_will_do_where_the_operator_says_so() -> None:
     """health.require_status_ok = false."""
-    respx.get(URL).mock(return_value=httpx.Response(200, text="up"))
-    async with Probe(require_status_ok=False) as probe:
+    up = httpx.Response(200, text="up")
+    async with answered(require_status_ok=False, return_value=up) as probe:
         assert (await probe.check(URL, timeout_s=1)).ok
 
 
-@respx.mock
-async def test_a_refused_connection_is_a_failed_probe(probe: Probe) -> None:
+async def test_a_refused_connection_is_a_failed_probe() -> None:
     """It never raises."""
-    respx.get(URL).mock(side_effect=httpx.ConnectError("refused"))
-    health = await probe.check(URL, timeout_s=1)
+    async with answered(side_effect=httpx.ConnectError("refused")) as probe:
+        health = await probe.check(URL, timeout_s=1)
     assert not health.ok
     assert health.detail
 
