@@ -107,7 +107,9 @@ class Server:
             journal.release_replay()
             journal.begin(registry.snapshot(), may_wait=True)
             journal.on_sync = registry.meters.synced
-            registry.trail.history = lambda before: journal.history(before=before)
+            registry.trail.history = lambda before, naming: journal.history(
+                before=before, naming=naming
+            )
             registry.trail.oldest = lambda: journal.archive.oldest_number
             committer = Committer(
                 journal,

@@ -5,7 +5,7 @@ than that serve the audit trail alone, until `retain` removes them, oldest first
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import count, islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from enginegate.facts import AnyFact
 from enginegate.journal import frames
 from enginegate.journal.files import Entry, discard, listing, read_start, read_whole
 from enginegate.journal.frames import Frame, Link
+from enginegate.journal.names import Names, named
 from enginegate.journal.payloads import (
     FileHeader,
     UnreadableError,
@@ -28,6 +29,8 @@ MIB, DAY_MS = 1024 * 1024, 86_400_000
 
 log = logging.getLogger("enginegate.journal")
 
+Numbered = Iterator[tuple[int, AnyFact]]
+
 
 class Archive:
     """All files of a data directory, for reading and for clearing out."""
@@ -36,6 +39,7 @@ class Archive:
         self._storage = storage
         self._directory = directory
         self._headers: dict[str, FileHeader] = {}
+        self._names: dict[str, Names] = {}  # of finished segments that were read once
         self.oldest_number = 0
 
     def add(self, name: str, header: FileHeader) -> None:
@@ -77,6 +81,7 @@ class Archive:
                 break
             discard(self._storage, self._directory / entry.name)
             self._headers.pop(entry.name, None)
+            self._names.pop(entry.name, None)
             total -= sizes[entry.name]
             removed += 1
         self.look()
@@ -88,31 +93,45 @@ class Archive:
         header = self._header(segments[0]) if segments else None
         self.oldest_number = header.number if header else 0
 
-    def history(self, limit: int) -> Iterator[tuple[int, AnyFact]]:
-        """Yield facts with numbers below `limit`, newest first."""
-        for entry in reversed(listing(self._storage, self._directory).segments):
+    def history(self, limit: int, *, naming: Collection[str] = ()) -> Iterator[tuple[int, AnyFact]]:
+        """Yield facts with numbers below `limit`, newest first.
+
+        Segments none of whose facts can name what is in `naming` are left out; others yield
+        all their facts.
+        """
+        segments = listing(self._storage, self._directory).segments
+        for entry in reversed(segments):
             header = self._header(entry)
             if header is None:
                 return
-            if header.number < limit:
-                yield from self._facts(entry, limit)
-                limit = header.number
+            names = self._names.get(entry.name)
+            if header.number < limit and (names is None or names.may_have(naming)):
+                yield from self._facts(entry, limit, finished=entry != segments[-1])
+            limit = min(limit, header.number)
 
-    def _facts(self, entry: Entry, limit: int) -> Iterator[tuple[int, AnyFact]]:
-        """Yield one segment's facts backwards; decodes a frame at a time."""
+    def _facts(self, entry: Entry, limit: int, *, finished: bool) -> Numbered:
+        """Yield one segment's facts backwards; decodes a frame at a time.
+
+        Whoever reads a finished one to its end leaves behind what it names.
+        """
         try:
             data = read_whole(self._storage, self._directory / entry.name)
         except JournalError as error:
             log.warning("history: %s", error)
             return
+        names = set[str]()
         for frame in reversed(_fact_frames(data)):
             try:
                 number, facts = decode_facts(frame.payload)
             except UnreadableError as error:
                 log.warning("history: %s, frame %d: %s", entry.name, frame.sequence, error)
                 continue
+            if finished:
+                names.update(name for fact in facts for name in named(fact))
             numbered = list(islice(zip(count(number), facts, strict=False), max(0, limit - number)))
             yield from reversed(numbered)
+        if finished and entry.name not in self._names:
+            self._names[entry.name] = Names(names)
 
     def _header(self, entry: Entry) -> FileHeader | None:
         """Return a segment's header, None where the file is gone or unreadable."""

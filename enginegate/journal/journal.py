@@ -22,7 +22,7 @@ from msgspec import Raw
 from enginegate.clock import Clock, SystemClock
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
-from enginegate.journal.archive import Archive
+from enginegate.journal.archive import Archive, Numbered
 from enginegate.journal.condition import Condition, Health
 from enginegate.journal.failures import JournalFailed, JournalFull
 from enginegate.journal.files import Rest, clear_leftovers, discard, filesystem_warnings, no_rest
@@ -334,14 +334,13 @@ class Journal:
                     except JournalFailed:
                         log.warning("the last seal could not be written; nothing is lost by that")
 
-    def history(self, *, before: int | None = None) -> Iterator[tuple[int, AnyFact]]:
-        """Yield durable facts with their numbers, newest first, over all segments on disk.
+    def history(self, *, before: int | None = None, naming: Collection[str] = ()) -> Numbered:
+        """Yield durable facts with numbers below `before`, newest first; see `Archive.history`.
 
-        `before` leaves out that number and later ones. One segment is in memory at a time.
         What is removed or unreadable meanwhile ends the iteration.
         """
         limit = self.next_number if before is None else min(before, self.next_number)
-        return self.archive.history(limit)
+        return self.archive.history(limit, naming=naming)
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,8 +15,11 @@ from enginegate.slices import sliced
 RECENT_MAX = 10_000
 QUEUE_MAX = 1_000  # entries a slow subscriber may lag behind before it is let go
 
-History = Callable[[int | None], Iterator[tuple[int, AnyFact]]]
-"""Facts of the journal, newest first, with numbers below the given one."""
+History = Callable[[int | None, Collection[str]], Iterator[tuple[int, AnyFact]]]
+"""Facts of the journal, newest first, with numbers below the given one.
+
+Those that do not name all of the given products, users and engines may be left out.
+"""
 
 Oldest = Callable[[], int]
 """Number that no fact of the journal is below; 0 where that is not known."""
@@ -79,7 +82,7 @@ class Trail:
 
     def __init__(self) -> None:
         self.recent: deque[Entry] = deque(maxlen=RECENT_MAX)
-        self.history: History = lambda _: iter(())
+        self.history: History = lambda _before, _naming: iter(())
         self.oldest: Oldest = lambda: 0
         self._complete_from = 0
         # One at a time: readers of old entries wait for each other, not the rest for them.
@@ -133,7 +136,9 @@ class Trail:
         if query.before is not None and (before is None or query.before < before):
             before = query.before
         found: list[Entry] = []
-        for number, fact in self.history(before):
+        ids = (query.product_id, query.user_id, query.engine_id)
+        naming = [one for one in ids if one is not None]
+        for number, fact in self.history(before, naming):
             if query.since_ms is not None and fact.at_ms < query.since_ms:
                 break
             candidate = entry(number, fact)

@@ -58,7 +58,9 @@ class Gate:
         self.registry.load(self.journal.snapshot, self.journal.tail)
         self.journal.begin(self.registry.snapshot())
         self.journal.on_sync = self.registry.meters.synced
-        self.registry.trail.history = lambda before: self.journal.history(before=before)
+        self.registry.trail.history = lambda before, naming: self.journal.history(
+            before=before, naming=naming
+        )
         self.committer = Committer(
             self.journal, apply=self.registry.apply, abandon=self.registry.abandon
         )

@@ -2238,7 +2238,7 @@ class TestSection27Errors:
         self, gate: Gate, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Whatever breaks, the shape of the answer holds."""
-        gate.services.registry.trail.history = lambda _: 1 / 0  # type: ignore[assignment]
+        gate.services.registry.trail.history = lambda *_: 1 / 0  # type: ignore[assignment]
         answer = await gate.admin("GET", "/audit")
 
         assert (answer.status_code, code(answer)) == (500, "INTERNAL_ERROR")

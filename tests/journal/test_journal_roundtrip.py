@@ -369,6 +369,42 @@ def test_history_is_newest_first_over_all_segments(tmp_path):
         assert list(journal.history(before=1)) == []
 
 
+def test_segments_that_cannot_name_whom_one_asks_for_are_not_read_again(tmp_path):
+    """The first reader finds out; whoever is named in none costs nothing after that."""
+    storage = FaultyStorage()
+    for index in range(3):
+        with begun(tmp_path / "data", [product()]) as journal:
+            journal.append([provisioned(index), note(index)])
+    with begun(tmp_path / "data", [product()], storage=storage) as journal:
+        journal.append([provisioned(3)])
+
+        def asked_for(*naming: str) -> tuple[list[str], int]:
+            """Return the users found, and how many segments were read for it."""
+            storage.asked.clear()
+            users = [getattr(fact, "user_id", "") for _, fact in journal.history(naming=naming)]
+            return [user for user in users if user in naming], storage.asked.count("open")
+
+        assert asked_for("nobody")[0] == []
+        assert asked_for("user-1") == (["user-1"], 2)  # its own, and the one being written
+        assert asked_for("nobody") == ([], 1)
+        assert asked_for("user-3") == (["user-3"], 1)
+        assert asked_for("user-1", "user-2") == ([], 1)
+        assert asked_for("user-1", "engine-1") == (["user-1"], 2)
+        assert len(list(journal.history())) == 7
+
+
+def test_a_segment_that_goes_takes_what_is_known_of_it(tmp_path):
+    """Retention forgets; a reader who left early has found nothing out."""
+    clock = ManualClock()
+    grow(tmp_path / "data", 5, clock)
+    with begun(tmp_path / "data", [product()], clock=clock) as journal:
+        next(journal.history())
+        assert [number for number, _ in journal.history(naming=["p1"])] == [5, 4, 3, 2, 1]
+        assert list(journal.history(naming=["p1"])) == []
+        journal.retain(days=0, max_mb=0)
+        assert [number for number, _ in journal.history()] == [5, 4]
+
+
 def test_history_goes_on_while_facts_are_appended(tmp_path):
     """A reader beside a writer sees a contiguous run of durable facts, never an error."""
     with begun(tmp_path / "data") as journal:

@@ -1,6 +1,6 @@
 """Where a reader of the audit trail is served from: memory first, the journal for what is older."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -18,9 +18,13 @@ class OnDisk:
     def __init__(self, *numbers: int) -> None:
         self.numbers = numbers
         self.asked: list[int | None] = []
+        self.named: list[str] = []
 
-    def history(self, before: int | None) -> Iterator[tuple[int, f.AnyFact]]:
+    def history(
+        self, before: int | None, naming: Collection[str]
+    ) -> Iterator[tuple[int, f.AnyFact]]:
         self.asked.append(before)
+        self.named += naming
         for number in reversed(self.numbers):
             if before is None or number < before:
                 yield number, note(number)
@@ -65,6 +69,7 @@ async def test_what_memory_let_go_of_comes_from_the_journal() -> None:
     assert await ids(long, user_id="user-1") == [1]
     assert await ids(long, user_id="user-3") == [3]
     assert disk.asked == [3, 3]
+    assert disk.named == ["user-1", "user-3"]
 
 
 async def test_an_empty_memory_asks_the_journal() -> None:

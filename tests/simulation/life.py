@@ -117,7 +117,9 @@ class Life:
             snapshot_source=registry.records,
             clock=self.clock,
         )
-        registry.trail.history = lambda before: journal.history(before=before)
+        registry.trail.history = lambda before, naming: journal.history(
+            before=before, naming=naming
+        )
         registry.attach(self.committer, journal)
         ground = Ground(
             registry=registry,
