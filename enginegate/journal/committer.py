@@ -86,6 +86,7 @@ class Committer:
         self._compactions: list[asyncio.Future[None]] = []
         self._snapshotting: asyncio.Task[None] | None = None
         self._encoding = False
+        self._snapshot_failure: JournalFailed | None = None
         self._snapshot_not_before = 0.0
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
@@ -175,6 +176,7 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             try:
+                self._raise_snapshot_failure()
                 if self._queue:
                     await self._commit()
                 await self._snapshot_if_due()
@@ -288,8 +290,17 @@ class Committer:
             if not future.done():
                 future.set_result(None)
         if isinstance(error, JournalFailed):
-            self._give_up(FAILED)
+            self._snapshot_failure = error
         self._wake.set()
+
+    def _raise_snapshot_failure(self) -> None:
+        """Raise JournalFailed if a snapshot has: here, where no frame is in flight.
+
+        One that was may have reached the disk, and then it counts.
+        """
+        error, self._snapshot_failure = self._snapshot_failure, None
+        if error is not None:
+            raise error
 
     def _snapshot_failed(self, error: BaseException, waiting: list[asyncio.Future[None]]) -> None:
         """Go on without it: the older snapshot and the longer journal have the same end."""

@@ -513,9 +513,34 @@ async def test_a_snapshot_on_a_failed_disk_latches(tmp_path, only):
         with pytest.raises(StorageUnavailableError):
             await rig.committer.compact()
         assert rig.journal.status == "failed"
-        assert rig.abandoned == 1
+        await until(lambda: rig.abandoned == 1)
         with pytest.raises(StorageUnavailableError):
             rig.committer.compact()
+
+
+async def test_a_frame_in_flight_while_a_snapshot_fails_is_told_as_it_ended(tmp_path):
+    """It reached the disk, so it is applied; what came after it is given up."""
+    async with running(tmp_path / "data") as rig:
+        rig.storage.only = ".egs"
+        rig.storage.faults["create"] = errno.EIO
+        rig.source = lambda: [engine(number) for number in range(1000)]
+        compacted = rig.committer.compact()
+        await until(lambda: rig.clock.sleepers == 2)  # the ticks, and the snapshot
+        rig.storage.gate.clear()
+        first = rig.committer.submit(provisioned())
+        await settle()
+        while rig.journal.status == "ok":
+            rig.clock.advance(0.001)
+            await settle()
+        assert (rig.applied, rig.abandoned) == ([], 0)
+        rig.storage.gate.set()
+        assert await first == 1
+        with pytest.raises(StorageUnavailableError):
+            await compacted
+        await until(lambda: rig.abandoned == 1)
+        assert rig.applied == [(1, provisioned())]
+        with pytest.raises(StorageUnavailableError):
+            rig.committer.submit(booted())
 
 
 async def test_without_a_source_there_are_no_snapshots(tmp_path):
