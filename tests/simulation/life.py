@@ -62,12 +62,13 @@ class Life:
         start_s: float,
         wall_jump_s: float,
         shuffle: bool,
+        late_s: float,
     ) -> None:
         self.dice = dice
         self.config = config
         self.past = past
         self.loop = SimulatedLoop(dice, start_s=start_s, shuffle=shuffle)
-        self.clock = SimulatedClock(self.loop, wall_jump_s=wall_jump_s)
+        self.clock = SimulatedClock(self.loop, wall_jump_s=wall_jump_s, late_s=late_s)
         self.mount = disk.mount()
         self.mount.on_crash = self.loop.die
         self.tasks: set[asyncio.Task[Any]] = set()

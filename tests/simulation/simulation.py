@@ -138,6 +138,7 @@ class Simulation:
         )
         self.segment_bytes = dice.choice((8, 16, 64)) * 1024
         self.snapshot_after_bytes = dice.choice((4, 32, 1024)) * 1024
+        self.late_s = dice.choice((0.0, 0.3, 1.0))
         self.life: Life | None = None
 
     # The whole history
@@ -528,6 +529,7 @@ class Simulation:
             start_s=self.now_s,
             wall_jump_s=self.wall_jump_s,
             shuffle=self.shuffle,
+            late_s=self.late_s,
         )
         life.mount.crash_at = crash_at
         self._note(f"start {self.report.lives}" + (f", dies at {crash_at}" if crash_at else ""))

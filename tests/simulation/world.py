@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from enginegate.backends.base import EngineSpec, Observation, Presence
 from enginegate.errors import BackendError
 from tests.fakes import WALL_START_MS, FakeBackend, FakeWorld, SimulatedCrash
+from tests.simulation.loop import SimulatedLoop
 
 T = TypeVar("T")
 
@@ -17,11 +18,17 @@ LATENCY_S = 0.4
 
 
 class SimulatedClock:
-    """The loop's time; the wall clock is a whim of its own and may jump."""
+    """The loop's time; the wall clock is a whim of its own and may jump.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, wall_jump_s: float = 0.0) -> None:
+    On a busy machine whoever sleeps wakes up to `late_s` after the time.
+    """
+
+    def __init__(
+        self, loop: SimulatedLoop, *, wall_jump_s: float = 0.0, late_s: float = 0.0
+    ) -> None:
         self.loop = loop
         self.wall_jump_s = wall_jump_s
+        self.late_s = late_s
 
     def now(self) -> float:
         return self.loop.time()
@@ -30,7 +37,8 @@ class SimulatedClock:
         return WALL_START_MS + round((self.loop.time() + self.wall_jump_s) * 1000)
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        late_s = self.loop.dice.random() * self.late_s if self.late_s else 0.0
+        await asyncio.sleep(seconds + late_s)
 
 
 class TroubledBackend(FakeBackend):
