@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -250,6 +250,7 @@ class Committer:
             self._compactions = waiting
             raise
         records = await _listed(self._source())
+        self._encoding = True
         self._snapshotting = asyncio.create_task(self._snapshot(records, at))
         self._snapshotting.add_done_callback(partial(self._snapshot_done, waiting))
 
@@ -259,17 +260,14 @@ class Committer:
         A thread that encodes wants the interpreter thousands of times, and each time the loop
         waits for it: for longer than a turn takes, on few cores.
         """
-        self._encoding = True
         encoded = deque[bytes]()
-        try:
-            for part in self._journal.encode_snapshot(records, at):
-                if len(encoded) >= FEW:
-                    await self._clock.sleep(REST_S)
-                encoded.append(part)
-        finally:
-            self._encoding = False
+        for part in self._journal.encode_snapshot(records, at):
+            if len(encoded) >= FEW:
+                await self._clock.sleep(REST_S)
+            encoded.append(part)
+        self._encoding = False
         rest = partial(time.sleep, REST_S)
-        write = partial(self._journal.write_encoded, encoded, at, rest=rest)
+        write = partial(self._journal.write_encoded, _let_go(encoded), at, rest=rest)
         await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, write)
 
     def _snapshot_wanted(self) -> bool:
@@ -356,6 +354,12 @@ async def _listed(source: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
         records += part
         await asyncio.sleep(0)
     return records
+
+
+def _let_go(parts: deque[bytes]) -> Iterator[bytes]:
+    """Yield all, and keep none that was taken: a large fleet's state is tens of megabytes."""
+    while parts:
+        yield parts.popleft()
 
 
 def _reject(future: asyncio.Future[int] | asyncio.Future[None], reason: str) -> None:
