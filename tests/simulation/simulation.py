@@ -579,8 +579,7 @@ class Simulation:
             self.life.loop.die()
             self._live_again()
             self._get_well()
-        self.life.mount.crash_at = self.life.backend.crash_in = None
-        self._advance(REST_S)
+        self._advance_unharmed(REST_S)
         heal(self.world)  # engines made meanwhile, too
         for _ in range(10):
             self._advance(20.0)
@@ -594,6 +593,15 @@ class Simulation:
         self._check_world()
         self.oracle.settle(self.past.fleet)
         self._check_disk()
+
+    def _advance_unharmed(self, seconds: float) -> None:
+        """Live on for so long, from the last death on: one may have been on its way."""
+        life = None
+        while life is not self.life:
+            life = self.life
+            assert life is not None
+            life.mount.crash_at = life.backend.crash_in = None
+            self._advance(seconds)
 
     def _at_rest(self) -> bool:
         life = self.life
