@@ -7,14 +7,13 @@ the first of two looks at the CPU time, and at its end.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
 from typing import Any
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
 from enginegate.errors import BackendError, EngineBusyError, GateError
-from enginegate.health import HealthLoop
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.operations import Spawn
@@ -35,17 +34,21 @@ BRIEF_S = 0.25  # to answer in; who is slower is asked again, out of the way of 
 SPREAD_SHARE, SPREAD_MIN_S = 0.05, 0.3
 
 
+LookInto = Callable[[LiveEngine], Awaitable[None]]
+"""Asks the backend about an engine, and puts right what it finds."""
+
+
 class IdleLoop:
     """Owned by the server, which runs `run_forever`."""
 
     def __init__(
-        self, ground: Ground, lifecycle: Lifecycle, health: HealthLoop, *, spawn: Spawn
+        self, ground: Ground, lifecycle: Lifecycle, *, look_into: LookInto, spawn: Spawn
     ) -> None:
         self.ground = ground
         self.lifecycle = lifecycle
-        self.health = health
         self.quietness = lifecycle.quietness
         self.agenda: Agenda[str] = Agenda()
+        self._look_into = look_into
         self._spawn = spawn
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._slow_slots = asyncio.Semaphore(AT_ONCE)
@@ -150,17 +153,19 @@ class IdleLoop:
         return live.running and live.lease_until <= self.ground.clock.now()
 
     def _refused(self, live: LiveEngine, signal: str, *, patient: bool) -> None:
-        """Ask again who let the moment pass, and whether who does not answer is there at all.
-
-        An end that no event told of is seen by a comparison only where no sleep is tried
-        at that very moment.
-        """
-        if signal == "unanswered":
-            self._begin(self.health.fail_if_gone(live), live)
         if signal == "unanswered" and not patient:
-            self._begin(self._sleep(live, patient=True), live)
+            self._begin(self._ask_again(live), live)
         else:
             self._vetoed(live, signal)
+
+    async def _ask_again(self, live: LiveEngine) -> None:
+        """Look whether who let the moment pass can answer at all, then ask with patience.
+
+        It may have ended, or others may have frozen it. A comparison sees that only where no
+        sleep is tried at the very moment, and with a short lease one nearly always is.
+        """
+        await self._look_into(live)
+        await self._sleep(live, patient=True)
 
     def _begin(self, work: Coroutine[Any, Any, None], live: LiveEngine) -> None:
         _ = self._spawn(work, f"idle {live.engine.engine_id}")

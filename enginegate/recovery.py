@@ -144,7 +144,7 @@ class Recovery:
         elif event.kind == "started" and live.engine.restart_at_ms is not None:
             self.health.hasten(live)
         elif live.engine.status in _SURPRISING[event.kind]:
-            await self._look(live)
+            await self.look(live)
 
     async def trim_logs_forever(self) -> None:
         """Keep engines' logs bounded; a round that fails is made up for by the next."""
@@ -202,7 +202,7 @@ class Recovery:
         if live.engine.status in _HALF_WAY or self._agree(live, listed):
             await self._settle(live, listed)
         else:
-            await self._look(live)
+            await self.look(live)
 
     def _at_rest(self, live: LiveEngine, listed: Observation) -> bool:
         """Return whether there is nothing to do: of a large fleet that is nearly everybody."""
@@ -228,7 +228,7 @@ class Recovery:
                     seen.presence is _STEADY.get(status) and seen.connected and not seen.restarting
                 )
 
-    async def _look(self, live: LiveEngine) -> None:
+    async def look(self, live: LiveEngine) -> None:
         """Ask for this engine alone, and settle it unless it has moved on meanwhile."""
         row = live.engine
         try:

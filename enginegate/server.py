@@ -217,10 +217,10 @@ class Parts:
         self.lifecycle = Lifecycle(ground, self.operations)
         self.products = Products(registry=registry, lifecycle=self.lifecycle, clock=clock)
         self.health = HealthLoop(ground, self.lifecycle)
-        self.idle = IdleLoop(ground, self.lifecycle, self.health, spawn=spawn)
         self.pool = Pool(ground, self.lifecycle)
         self.tiers = TierLoop(ground, self.lifecycle, spawn=spawn)
         self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
+        self.idle = IdleLoop(ground, self.lifecycle, look_into=self.recovery.look, spawn=spawn)
         self.admission = Admission(
             registry=registry,
             lifecycle=self.lifecycle,

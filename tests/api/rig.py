@@ -80,9 +80,9 @@ class Gate:
         )
         self.lifecycle = Lifecycle(ground, self.operations)
         self.health = HealthLoop(ground, self.lifecycle)
-        self.idle = IdleLoop(ground, self.lifecycle, self.health, spawn=self.spawn)
         self.products = Products(registry=self.registry, lifecycle=self.lifecycle, clock=self.clock)
         self.recovery = Recovery(ground, self.lifecycle, self.products, self.health)
+        self.idle = IdleLoop(ground, self.lifecycle, look_into=self.recovery.look, spawn=self.spawn)
         self.services = Services(
             config=config,
             secrets=SECRETS,

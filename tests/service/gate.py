@@ -125,7 +125,6 @@ class Gate:
         self.lifecycle = Lifecycle(self.ground, self.operations)
         self.products = Products(registry=self.registry, lifecycle=self.lifecycle, clock=clock)
         self.health = HealthLoop(self.ground, self.lifecycle)
-        self.idle = IdleLoop(self.ground, self.lifecycle, self.health, spawn=self.spawn)
         self.pool = Pool(self.ground, self.lifecycle)
         self.available_mb = 1_000_000
         self.tiers = TierLoop(
@@ -135,6 +134,9 @@ class Gate:
             available_mb=lambda: self.available_mb,
         )
         self.recovery = Recovery(self.ground, self.lifecycle, self.products, self.health)
+        self.idle = IdleLoop(
+            self.ground, self.lifecycle, look_into=self.recovery.look, spawn=self.spawn
+        )
         self.admission = Admission(
             registry=self.registry,
             lifecycle=self.lifecycle,

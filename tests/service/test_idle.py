@@ -236,6 +236,22 @@ async def test_one_that_has_gone_is_failed_by_the_try_to_put_it_to_sleep(
     assert live.engine.status == "failed"
 
 
+@pytest.mark.parametrize("lease_s", [2, 5, 30])
+async def test_one_that_others_froze_is_thawed_however_short_its_lease(
+    gate: Any, clock: Any, lease_s: float
+) -> None:
+    """Whoever asks it for its sleep and hears nothing looks why, and does not wait its time-out."""
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=lease_s))
+    gate.backend.engine(live.engine.engine_id).connections = [Connection(1.0)]
+    await clock.advance(21)  # the comparison is due soon, and finds a sleep at work
+    gate.backend.engine(live.engine.engine_id).connections = []
+    gate.backend.freeze_behind(live.engine.engine_id, tell=False)
+    await clock.advance(12)
+    assert "recovered" in gate.actions()
+    assert gate.backend.count("start") == 1
+
+
 async def test_a_restart_does_not_put_everybody_to_sleep_at_once(gate: Any, clock: Any) -> None:
     """Full leases that began together end together; the sleeps are spread over a part of them."""
     owner = await gate.product(idle_sleep_s=100)
