@@ -3,6 +3,7 @@
 The files of a journal are made whole, and after that only removed; the last segment
 alone grows, frame by frame. So all files are opened first and read afterwards: what is
 removed meanwhile stays readable. A frame on its way into the last one is left out.
+Nothing else is made good: a copy is what the original is, and is judged as that.
 """
 
 import os
@@ -18,6 +19,7 @@ from enginegate.journal.files import (
     EX_CONFIG,
     Entry,
     discard,
+    listing,
     lock_holder,
     publish,
     read_fd,
@@ -26,6 +28,7 @@ from enginegate.journal.files import (
 from enginegate.journal.frames import Finding, Link
 from enginegate.journal.inspect import Fault, VerifyReport, verify
 from enginegate.journal.payloads import UnreadableError, decode_header
+from enginegate.journal.recovery import recover
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.journal.traces import demand_journal
 
@@ -104,7 +107,17 @@ def _attempt(storage: Storage, directory: Path, target: Path) -> VerifyReport:
     report = verify(target, storage=storage)
     report.faults = [*lost, *map(source, report.faults)]
     report.refusal = report.refusal and source(report.refusal)
+    if lost and report.starts:
+        _demand_original(storage, directory, report)
     return report
+
+
+def _demand_original(storage: Storage, directory: Path, report: VerifyReport) -> None:
+    """Note what a start says of the original: a file that is left out may hide what it shows."""
+    try:
+        recover(storage, directory)
+    except JournalError as error:
+        report.refuse(Fault.of(error), error.hint)
 
 
 def _none(fault: Fault, hint: str = "") -> JournalError:
@@ -116,7 +129,7 @@ def _none(fault: Fault, hint: str = "") -> JournalError:
 def _copy(storage: Storage, directory: Path, target: Path) -> list[Fault]:
     """Copy what can be read; return the rest. Raises JournalError where a start needs that."""
     opened, lost = _open_all(storage, directory)
-    last = max((entry for entry in opened if _is_segment(entry)), default=None)
+    last = max((entry for entry in [*opened, *lost] if _is_segment(entry)), default=None)
     copied: list[Entry] = []
     try:
         for entry, fd in opened.items():
@@ -125,7 +138,7 @@ def _copy(storage: Storage, directory: Path, target: Path) -> list[Fault]:
             except OSError as error:
                 lost[entry] = _unread(directory, entry, error)
                 continue
-            content = _whole(data) if entry == last else data
+            content = _whole(storage, directory, data) if entry == last else data
             copy, _ = write_new(storage, target / entry.name, [content])
             storage.close(copy)
             publish(storage, target / entry.name)
@@ -180,10 +193,11 @@ def _is_segment(entry: Entry) -> bool:
     return entry.name.startswith("wal-")
 
 
-def _whole(data: bytes) -> bytes:
+def _whole(storage: Storage, directory: Path, data: bytes) -> bytes:
     """Return the last segment without a frame that is on its way, in its full size.
 
-    It may have been followed, and trimmed, since it was listed.
+    One that is shorter than it was made was cut from outside, and is copied so, to be refused;
+    unless it was followed, and trimmed, since it was listed.
     """
     first = first_frame(data)
     if first is None:
@@ -195,9 +209,18 @@ def _whole(data: bytes) -> bytes:
     link, end = Link(first.sequence, first.crc, first.crc), first.end
     for frame in frames.walk(data, link, first.end):
         link, end = Link(frame.sequence, frame.crc, first.crc), frame.end
-    padded = data.ljust(size, b"\0")
-    torn = frames.judge(padded, link, end).finding is Finding.TORN
-    return padded[:end].ljust(size, b"\0") if torn else padded
+    if len(data) < size:
+        return data.ljust(size, b"\0") if _followed(storage, directory, link.sequence) else data
+    torn = frames.judge(data, link, end).finding is Finding.TORN
+    return data[:end].ljust(len(data), b"\0") if torn else data
+
+
+def _followed(storage: Storage, directory: Path, sequence: int) -> bool:
+    """Return whether a segment goes on right after that frame: it proves where the one before ends.
+
+    A segment is trimmed only after the next one has its name.
+    """
+    return any(one.sequence == sequence + 1 for one in listing(storage, directory).segments)
 
 
 def _clear(storage: Storage, target: Path) -> None:

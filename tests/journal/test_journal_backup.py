@@ -262,13 +262,24 @@ def test_files_that_go_away_meanwhile_are_not_missed(tmp_path):
     assert (report.verdict, report.snapshots) == ("clean", 1)
 
 
-def test_a_trimmed_last_segment_is_copied_in_its_full_size(tmp_path):
-    """It was the last when it was listed; cut at its end it would look cut from outside."""
-    data = made(tmp_path / "data")
-    last = segments(data)[-1]
-    last.write_bytes(last.read_bytes().rstrip(b"\0").ljust(2048, b"\0"))
-    assert backup(data, tmp_path / "copy").verdict == "clean"
+def test_a_segment_that_is_followed_meanwhile_is_copied_in_its_full_size(tmp_path):
+    """It was the last when it was listed; trimmed it would look cut from outside."""
+    data = tmp_path / "data"
+
+    class Rotating(OsStorage):
+        def open(self, path: Path) -> int:
+            fd = super().open(path)
+            if path == segments(data)[-1] and len(segments(data)) == 1:
+                journal.rotate()
+            return fd
+
+    with begun(data, [product()]) as journal:
+        journal.append([booted()])
+        report = backup(data, tmp_path / "copy", storage=Rotating())
+        assert (report.verdict, report.facts, report.segments) == ("clean", 1, 1)
+        assert segments(data)[0].stat().st_size < SEGMENT_BYTES
     assert segments(tmp_path / "copy")[-1].stat().st_size == SEGMENT_BYTES
+    assert len(tail_of(tmp_path / "copy")) == 1
 
 
 @pytest.mark.parametrize(
