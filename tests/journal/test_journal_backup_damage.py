@@ -123,7 +123,7 @@ DAMAGES: dict[str, Damage] = {
     "a segment of another directory": swap,
     "the last segment gone": lambda data: segments(data)[-1].unlink(),
     "the last segment gone, others untrimmed": many(
-        lambda data: segments(data)[-1].unlink(), untrimmed
+        untrimmed, lambda data: segments(data)[-1].unlink()
     ),
     "a needed segment gone": lambda data: segments(data)[-2].unlink(),
     "an archived segment gone": lambda data: segments(data)[1].unlink(),
@@ -165,7 +165,7 @@ LOST: dict[str, tuple[str, Damage]] = {
     "all snapshots": ("snap-", lambda data: None),
     "the newest snapshot, whose segment is gone": (
         "snap-00000005",
-        many(lambda data: segments(data)[-1].unlink(), untrimmed),
+        many(untrimmed, lambda data: segments(data)[-1].unlink()),
     ),
     "the newest segment": ("wal-00000005", lambda data: None),
     "everything": ("", lambda data: None),
