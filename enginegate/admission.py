@@ -298,6 +298,8 @@ class Admission:
         return Refused("engine_restarting", round(max(left_s, 0.0) + SOON_S, 3))
 
     async def _running(self, live: LiveEngine, waiting: "_Waiting") -> Admitted | Refused:
+        if live.has_ended:
+            return Refused("engine_restarting", SOON_S)
         if waiting.options.verify and not await self.health.verify(live, VERIFY_TIMEOUT_S):
             return self._restarting(live)
         now = self.clock.now()

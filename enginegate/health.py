@@ -64,7 +64,7 @@ class HealthLoop:
         """
         await self.ask_backend()
         engines = self.ground.registry.engines
-        awake = [live async for live in sliced(engines.values()) if live.admissible]
+        awake = [live async for live in sliced(engines.values()) if live.in_service]
         async with asyncio.TaskGroup() as group:
             probes = [
                 group.create_task(self._probe(live))
@@ -85,7 +85,7 @@ class HealthLoop:
             due_at = began + spread_s * place / len(awake)
             if due_at > clock.now():
                 await clock.sleep(due_at - clock.now())
-            if live.admissible:
+            if live.in_service:
                 yield live
 
     async def ask_backend(self) -> None:
@@ -111,7 +111,7 @@ class HealthLoop:
         Work that admits need not wait for leaves it in service: tries to put a hung engine to
         sleep follow each other closely, and must not shield it from its probes.
         """
-        return live.admissible and live.engine.incarnation == incarnation
+        return live.in_service and live.engine.incarnation == incarnation
 
     def _take(self, live: LiveEngine, health: Health) -> None:
         live.answer = None  # it shows when the engine was last seen well
@@ -179,6 +179,7 @@ class HealthLoop:
             await self.fail_without_data(live, seen.detail)
         elif seen.presence in (Presence.STOPPED, Presence.ABSENT):
             code = seen.exit_code if exit_code is None else exit_code
+            live.ended, live.answer = incarnation, None
             await self._fail(live, reason="exited", exit_code=code)
         elif live.life and seen.life != live.life:
             await self._replaced(live, seen, exit_code)

@@ -240,6 +240,8 @@ class Recovery:
 
     async def _settle(self, live: LiveEngine, seen: Observation) -> None:
         """Bring row and backend together; what takes time goes on as an operation."""
+        if seen.presence in UP:
+            live.ended = None  # others have started it again
         frozen = live.running and seen.presence is Presence.PAUSED  # a thaw needs no record
         unwritable = self.ground.registry.journal_status != "ok" and not frozen
         if unwritable or self.lifecycle.operations.closed:

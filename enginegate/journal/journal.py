@@ -173,6 +173,10 @@ class Journal:
         """Return the status after a look at the disk; a few microseconds, for any thread."""
         return self._condition.check()
 
+    def has_reserve(self) -> bool:
+        """Tell whether an outcome can be written though the disk is full."""
+        return self._waiting is None and self._segment is not None and self._segment.has_reserve
+
     def out_of_room(self, why: str) -> None:
         """Be told that somebody else found the disk full."""
         self._room.lost(why)
@@ -275,10 +279,7 @@ class Journal:
             self._generations.publish(path, state_at)
 
     def retain(self, *, days: float, max_mb: float) -> int:
-        """Remove the oldest archived segments by age and total size; return how many.
-
-        What the kept generations need is never removed.
-        """
+        """Remove old segments that no generation needs, by age and size; return how many."""
         with self._snapshotting:
             return self.archive.retain(days=days, max_mb=max_mb, now_ms=self._clock.wall_ms())
 

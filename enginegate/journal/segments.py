@@ -14,6 +14,7 @@ from enginegate.journal.frames import Link
 from enginegate.journal.payloads import FileHeader, encode_header
 from enginegate.journal.storage import Storage
 
+OUTCOME_BYTES = 2048  # of the last fact of a verb, with room for long names
 RESERVE_BYTES = 1024 * 1024
 _RESERVE_PART = 16  # small segments keep a sixteenth
 
@@ -35,6 +36,11 @@ class Segment:
     def room(self, *, use_reserve: bool) -> int:
         """Return how many bytes more fit."""
         return self.header.size_bytes - self.end - (0 if use_reserve else self.reserve)
+
+    @property
+    def has_reserve(self) -> bool:
+        """Tell whether what a verb ends with still fits."""
+        return self.room(use_reserve=True) >= OUTCOME_BYTES
 
     def write(self, kind: int, payload: bytes) -> int:
         """Write one frame and sync it; return its size. Raises JournalFailed, for good."""

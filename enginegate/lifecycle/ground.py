@@ -39,8 +39,7 @@ class Ground:
 
     def refuse_if_unwritable(self, *, reserve: bool = False) -> None:
         """Raise before the backend is touched for a change that could not be recorded."""
-        status = self.registry.check_journal()
-        if status == "failed" or (status == "full" and not reserve):
+        if not self.registry.takes_changes(reserve=reserve):
             raise StorageUnavailableError(
                 "The journal cannot be written; running engines are still admitted."
             )

@@ -102,12 +102,15 @@ class LiveEngine:
     `put_off_until` is its value while it is a veto that has moved it, and `used_at` the
     last use before. `blind` says that its connections could not be seen at the last look.
     `life` is the backend's name for the life that was last started or adopted.
+    `ended` is the incarnation that is over although its row says that it runs: the journal
+    could not be told, and nobody is to be sent there meanwhile.
     """
 
     __slots__ = (
         "answer",
         "api_key",
         "blind",
+        "ended",
         "engine",
         "exit_seen",
         "failing",
@@ -141,6 +144,7 @@ class LiveEngine:
         self.probe_failures = 0
         self.failing = False
         self.exit_seen = False
+        self.ended: int | None = None
         self.life = ""
         self.gone = False
         self.operation: Operation | None = None
@@ -158,9 +162,19 @@ class LiveEngine:
         return self.engine.status is Status.RUNNING
 
     @property
+    def in_service(self) -> bool:
+        """Whether it runs, and no work at it makes admits wait."""
+        return self.running and (self.operation is None or not self.operation.holds)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to be down although its row says that it runs."""
+        return self.ended == self.engine.incarnation
+
+    @property
     def admissible(self) -> bool:
         """Whether an admit needs to wait for nothing."""
-        return self.running and (self.operation is None or not self.operation.holds)
+        return self.in_service and not self.has_ended
 
     def extend_lease(self, now: float) -> None:
         """Move the lease's end: from now on, the engine's full lease."""

@@ -51,6 +51,10 @@ class State(Protocol):
         """Return the status after a look at the disk."""
         ...
 
+    def has_reserve(self) -> bool:
+        """Return whether an outcome can be written though the disk is full."""
+        ...
+
     def out_of_room(self, why: str) -> None:
         """Be told that somebody found the disk full."""
         ...
@@ -63,6 +67,9 @@ class _Writable:
 
     def check(self) -> str:
         return self.status
+
+    def has_reserve(self) -> bool:
+        return True
 
     def out_of_room(self, why: str) -> None:
         """Nobody is here to be told."""
@@ -119,9 +126,13 @@ class Registry:
         """Return `ok`, `full` (heals by itself) or `failed` (until a restart)."""
         return self._journal.status
 
-    def check_journal(self) -> str:
-        """Return `journal_status` after a look at the disk; for before a change is begun."""
-        return self._journal.check()
+    def takes_changes(self, *, reserve: bool = False) -> bool:
+        """Return whether changes can be written, after a look at the disk.
+
+        With `reserve` it is enough that their outcome fits into what is kept for a full one.
+        """
+        status = self._journal.check()
+        return status == "ok" or (status == "full" and reserve and self._journal.has_reserve())
 
     def out_of_room(self, why: str) -> None:
         """Take note that the backend found the disk full: no change is begun until it is not."""

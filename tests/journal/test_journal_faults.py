@@ -185,8 +185,10 @@ def test_the_reserve_is_for_those_who_may_use_it(tmp_path):
     with begun(tmp_path / "data", storage=storage, segment_bytes=64 * 1024) as journal:
         storage.faults["allocate"] = errno.ENOSPC
         count = fill(journal)
+        assert journal.has_reserve()
         written = fill(journal, use_reserve=True)
         assert written > 2
+        assert not journal.has_reserve()
         storage.faults.clear()
         journal.rotate()
         assert journal.status == "ok"

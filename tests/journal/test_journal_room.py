@@ -210,6 +210,7 @@ def test_a_start_without_room_may_wait_for_it(tmp_path):
         journal.begin([product()], may_wait=True)
         assert journal.status == "full"
         assert not journal.sealable
+        assert not journal.has_reserve()
         for use_reserve in (False, True):
             with pytest.raises(JournalFull):
                 journal.append([booted(1)], use_reserve=use_reserve)

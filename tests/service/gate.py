@@ -35,6 +35,7 @@ class MemoryJournal:
         self.apply: Callable[[list[tuple[int, AnyFact]]], None] = lambda _: None
         self.abandon: Callable[[], None] = lambda: None
         self.failing = False
+        self.reserve = True
         self.held: list[tuple[AnyFact, asyncio.Future[int]]] | None = None
 
     def submit(self, fact: AnyFact, *, use_reserve: bool = False) -> "asyncio.Future[int]":
@@ -49,6 +50,9 @@ class MemoryJournal:
 
     def check(self) -> str:
         return self.status
+
+    def has_reserve(self) -> bool:
+        return self.reserve
 
     def out_of_room(self, why: str) -> None:
         if self.status == "ok":

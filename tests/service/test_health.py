@@ -236,6 +236,46 @@ async def test_restarts_wait_for_a_journal_that_can_be_written(make_gate: Any, c
     assert live.running
 
 
+async def test_nobody_is_sent_to_an_engine_whose_end_cannot_be_written(
+    make_gate: Any, clock: Any
+) -> None:
+    """Its row says that it runs until there is room; then it is failed, and restarted."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    owner = await gate.product()
+    live, well = await gate.engine(owner), await gate.engine(owner, "well")
+    assert gate.warm() is not None
+    gate.journal.status = "full"
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    assert live.running
+    assert gate.warm() is None
+    assert await gate.admit(owner) == Refused("engine_restarting", 1.0)
+    assert gate.warm("well") is not None
+    assert well.running
+    gate.journal.status = "ok"
+    await gate.recovery.compare()
+    assert live.engine.status == "failed"
+    await clock.advance(7)
+    assert gate.warm() is not None
+
+
+async def test_one_that_others_started_again_meanwhile_is_admitted(
+    make_gate: Any, clock: Any
+) -> None:
+    """Docker does so by itself; what is written of it waits for room."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    live = await gate.engine(await gate.product())
+    gate.journal.status = "full"
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    assert gate.warm() is None
+    gate.backend.restart_behind(live.engine.engine_id, tell=False)
+    await gate.recovery.compare()
+    assert gate.warm() is not None
+
+
 async def test_a_restart_that_could_not_even_be_recorded_is_tried_again(
     make_gate: Any, clock: Any
 ) -> None:

@@ -98,6 +98,19 @@ async def test_no_verb_is_begun_on_a_disk_that_a_look_finds_full(gate: Any) -> N
     assert owner.engines == {}
 
 
+@pytest.mark.parametrize("verb", ["stop", "destroy"])
+async def test_no_engine_is_stopped_when_not_even_the_outcome_can_be_written(
+    gate: Any, verb: str
+) -> None:
+    """With the reserve gone, the refusal comes before the engine is touched."""
+    live = await gate.engine(await gate.product())
+    gate.journal.status, gate.journal.reserve = "full", False
+    with pytest.raises(StorageUnavailableError):
+        await getattr(gate.lifecycle, verb)(live, actor="acme")
+    assert presence(gate, live) is Presence.RUNNING
+    assert gate.warm() is not None
+
+
 def test_without_a_journal_everything_is_writable() -> None:
     """A replay asks nobody."""
     nobody = _Writable()
