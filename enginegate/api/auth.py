@@ -71,7 +71,7 @@ class Presented:
     def read(cls, headers: Headers) -> "Presented":
         found: dict[bytes, bytes] = {}
         for name, value in headers:
-            found.setdefault(name, value)
+            found.setdefault(name, value.strip(b" \t"))  # the parser leaves what follows a value
         slug = found.get(b"x-product")
         authorization = found.get(b"authorization", b"")
         bearer = authorization[: len(BEARER)].lower() == BEARER

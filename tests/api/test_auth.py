@@ -47,6 +47,18 @@ async def test_an_admin_route_wants_the_admin_key(
     assert (answer.status_code, code(answer)) == (401, "INVALID_ADMIN_KEY")
 
 
+@pytest.mark.parametrize("around", [" {}", "{} ", "{}\t", " {} \t"])
+async def test_blanks_around_a_key_are_none_of_it(gate: Gate, around: str) -> None:
+    """RFC 9110, section 5.5: a field's value does not include them."""
+    await gate.engine()
+    for header, key, path in (
+        ("X-Platform-Key", gate.key, "/engines/ann/admit"),
+        ("X-Admin-Key", ADMIN_KEY, "/products/register"),
+    ):
+        call = Wire(gate.app, "POST", path, {header: around.format(key)}, b"{}")
+        assert (await call.run())[0] in (200, 400)
+
+
 async def test_a_platform_key_opens_no_admin_route(gate: Gate) -> None:
     """A product cannot make products, under whichever header it sends its key."""
     for headers in ({"X-Platform-Key": gate.key}, {"X-Admin-Key": gate.key}):
