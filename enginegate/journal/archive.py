@@ -6,7 +6,7 @@ than that serve the audit trail alone, until `retain` removes them, oldest first
 
 import logging
 from collections.abc import Collection, Iterator
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from pathlib import Path
 
 from enginegate.errors import JournalError
@@ -40,6 +40,7 @@ class Archive:
         self._directory = directory
         self._headers: dict[str, FileHeader] = {}
         self._names: dict[str, Names] = {}  # of finished segments that were read once
+        self._told = set[str]()  # files that the log has named
         self.oldest_number = 0
 
     def add(self, name: str, header: FileHeader) -> None:
@@ -75,13 +76,15 @@ class Archive:
         archived = [entry for entry in found.segments if entry.sequence < needed_from]
         sizes = {entry.name: self._size(entry) for entry in found.segments + found.snapshots}
         total, removed = sum(sizes.values()), 0
-        for entry, following in zip(archived, found.segments[1:], strict=False):
-            header = self._header(following)
+        for place, entry in enumerate(archived, 1):
+            # Facts are older than any later segment: the next one, unless it is damaged.
+            header = next(filter(None, map(self._header, found.segments[place:])), None)
             if total <= max_bytes and not (header and header.created_at_ms < before_ms):
                 break
             discard(self._storage, self._directory / entry.name)
             self._headers.pop(entry.name, None)
             self._names.pop(entry.name, None)
+            self._told.discard(entry.name)
             total -= sizes[entry.name]
             removed += 1
         self.look()
@@ -97,34 +100,36 @@ class Archive:
         """Yield facts with numbers below `limit`, newest first.
 
         Segments none of whose facts can name what is in `naming` are left out; others yield
-        all their facts.
+        all their facts. What cannot be read is missing, which the log says once a file.
         """
-        segments = listing(self._storage, self._directory).segments
-        for entry in reversed(segments):
+        following: Entry | None = None
+        for entry in reversed(listing(self._storage, self._directory).segments):
             header = self._header(entry)
-            if header is None:
-                return
-            names = self._names.get(entry.name)
-            if header.number < limit and (names is None or names.may_have(naming)):
-                yield from self._facts(entry, limit, finished=entry != segments[-1])
-            limit = min(limit, header.number)
+            if header is not None:
+                names = self._names.get(entry.name)
+                if header.number < limit and (names is None or names.may_have(naming)):
+                    yield from self._facts(entry, limit, following)
+                limit = min(limit, header.number)
+            following = entry
 
-    def _facts(self, entry: Entry, limit: int, *, finished: bool) -> Numbered:
+    def _facts(self, entry: Entry, limit: int, following: Entry | None) -> Numbered:
         """Yield one segment's facts backwards; decodes a frame at a time.
 
-        Whoever reads a finished one to its end leaves behind what it names.
+        Whoever reads a finished one to its end, and found it whole, leaves behind what it names.
         """
         try:
             data = read_whole(self._storage, self._directory / entry.name)
         except JournalError as error:
-            log.warning("history: %s", error)
+            self._tell(entry, "cannot be read", error.__cause__ or error)
             return
+        found = _frames(data, following)
+        finished = following is not None and self._is_whole(entry, found, following)
         names = set[str]()
-        for frame in reversed(_fact_frames(data)):
+        for frame in reversed([one for one in found if one.kind == frames.FACTS]):
             try:
                 number, facts = decode_facts(frame.payload)
             except UnreadableError as error:
-                log.warning("history: %s, frame %d: %s", entry.name, frame.sequence, error)
+                self._tell(entry, f"frame {frame.sequence}", error)
                 continue
             if finished:
                 names.update(name for fact in facts for name in named(fact))
@@ -133,19 +138,38 @@ class Archive:
         if finished and entry.name not in self._names:
             self._names[entry.name] = Names(names)
 
+    def _is_whole(self, entry: Entry, found: list[Frame], following: Entry) -> bool:
+        """Return whether the frames reach to the next segment; tell where they do not.
+
+        What a damaged one names stays unknown: it may be mended while we run.
+        """
+        behind = found[-1].sequence + 1 if found else entry.sequence
+        if behind != following.sequence:
+            what = f"frame {behind} is broken or missing"
+            self._tell(entry, what, f"{following.name} begins at {following.sequence}")
+        return behind == following.sequence
+
     def _header(self, entry: Entry) -> FileHeader | None:
         """Return a segment's header, None where the file is gone or unreadable."""
         header = self._headers.get(entry.name)
         if header is None:
             try:
                 data = read_start(self._storage, self._directory / entry.name, START_BYTES)
-                frame = first_frame(data)
-                header = decode_header(frame.payload) if frame else None
+                header = _header_in(data)
             except (OSError, UnreadableError) as error:
-                log.warning("history: %s cannot be read: %s", entry.name, error)
-            if header is not None:
+                self._tell(entry, "cannot be read", error)
+            else:
                 self._headers[entry.name] = header
         return header
+
+    def _tell(self, entry: Entry, what: str, why: BaseException | str) -> None:
+        """Log once what is missing from the history; retention may remove files meanwhile."""
+        if entry.name in self._told or isinstance(why, FileNotFoundError):
+            return
+        self._told.add(entry.name)
+        because = (why.strerror if isinstance(why, OSError) else None) or why
+        path = self._directory / entry.name
+        log.warning("history: entries are missing, %s: %s: %s", path, what, because)
 
     def _size(self, entry: Entry) -> int:
         try:
@@ -166,10 +190,21 @@ def first_frame(data: bytes) -> Frame | None:
     return next(frames.walk(data, Link(start.sequence - 1, start.previous, 0)), None)
 
 
-def _fact_frames(data: bytes) -> list[Frame]:
-    """Return the whole frames of a segment that hold facts."""
+def _header_in(data: bytes) -> FileHeader:
+    """Return the header that a file begins with. Raises UnreadableError."""
+    frame = first_frame(data)
+    if frame is None:
+        raise UnreadableError("its first frame is broken")
+    return decode_header(frame.payload)
+
+
+def _frames(data: bytes, following: Entry | None) -> list[Frame]:
+    """Return the whole frames of a segment behind its header, as far as the next one continues."""
     first = first_frame(data)
     if first is None:
         return []
     link = Link(first.sequence, first.crc, first.crc)
-    return [f for f in frames.walk(data, link, first.end) if f.kind == frames.FACTS]
+    found = frames.walk(data, link, first.end)
+    if following is None:
+        return list(found)
+    return [first, *takewhile(lambda frame: frame.sequence < following.sequence, found)]

@@ -157,6 +157,14 @@ class ManualClock:
                 waiting.set_result(None)
 
 
+def grow(directory: Path, starts: int, clock: ManualClock) -> None:
+    """Start, append one fact, stop; a day passes in between."""
+    for index in range(starts):
+        with begun(directory, [product()], clock=clock) as journal:
+            journal.append([note(index, size=1000)])
+        clock.wall += 86_400_000
+
+
 class FaultyStorage(OsStorage):
     """The real file system, with faults on request and a list of what was asked.
 

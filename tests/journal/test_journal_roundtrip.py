@@ -4,16 +4,13 @@ import gc
 import os
 import threading
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import Raw, msgpack
 
-from enginegate.journal import Journal, frames
-from enginegate.journal.archive import Archive
-from enginegate.journal.payloads import MAX_FACT_BYTES, encode_fact, encode_facts
+from enginegate.journal import Journal
+from enginegate.journal.payloads import MAX_FACT_BYTES, encode_fact
 from tests.journal.rig import (
     KEY,
     SEGMENT_BYTES,
@@ -24,6 +21,7 @@ from tests.journal.rig import (
     crash,
     destroyed,
     engine,
+    grow,
     no_check,
     note,
     opened,
@@ -304,14 +302,6 @@ def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
 # --- generations, archive, history -------------------------------------------------------------
 
 
-def grow(directory: Path, starts: int, clock: ManualClock) -> None:
-    """Start, append one fact, stop; a day passes in between."""
-    for index in range(starts):
-        with begun(directory, [product()], clock=clock) as journal:
-            journal.append([note(index, size=1000)])
-        clock.wall += 86_400_000
-
-
 def test_three_generations_are_kept(tmp_path):
     """Three snapshots stay; segments before them stay too, as the audit archive."""
     grow(tmp_path / "data", 6, ManualClock())
@@ -422,43 +412,6 @@ def test_history_goes_on_while_facts_are_appended(tmp_path):
             numbers = [number for number, _ in journal.history()]
             assert numbers == list(range(numbers[0], 0, -1))
         writer.join()
-
-
-def test_history_survives_a_lost_or_damaged_archive(tmp_path, caplog):
-    """What can no longer be read ends the history; what is newer is still told."""
-    clock = ManualClock()
-    grow(tmp_path / "data", 5, clock)
-    first, second, third = segments(tmp_path / "data")[:3]
-    first.write_bytes(b"nonsense")
-    with opened(tmp_path / "data") as journal:
-        assert [number for number, _ in journal.history()] == [5, 4, 3, 2]
-        second.unlink()
-        second.mkdir()
-        assert [number for number, _ in journal.history()] == [5, 4, 3]
-        third.write_bytes(b"gone bad")
-        assert [number for number, _ in journal.history()] == [5, 4]
-        third.unlink()
-        third.mkdir()
-        assert [number for number, _ in journal.history()] == [5, 4]
-        second.rmdir()
-        assert journal.retain(days=0, max_mb=0) == 1
-    assert "history" in caplog.text
-
-
-def test_history_passes_over_what_it_cannot_read(tmp_path, caplog):
-    """A frame of a newer version is left out of the history, an unreadable file ends it."""
-    with begun(tmp_path / "data") as journal:
-        journal.append([note(1)])
-        payload = encode_facts(2, [Raw(msgpack.encode({"t": "engine.teleported"}))])
-        journal._write(frames.FACTS, payload, count=1)
-        journal.append([note(3)])
-        assert [number for number, _ in journal.history()] == [3, 1]
-        assert "engine.teleported" in caplog.text
-        crash(journal)
-    storage = FaultyStorage()
-    storage.faults["open"] = 13
-    assert list(Archive(storage, tmp_path / "data").history(10)) == []
-    assert "cannot be read" in caplog.text
 
 
 def test_replay_leaves_the_garbage_collector_as_it_was(tmp_path):
