@@ -1,13 +1,18 @@
 """`journal`: look at a data directory, print it, rewrite it, drop a broken end of it."""
 
+import errno
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from enginegate.cli.failures import Failure
 from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 
 if TYPE_CHECKING:
@@ -38,18 +43,22 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
 
     Exits 0 if all is well, 1 for a torn tail (which a start cuts off), 2 for damage.
     """
+    from enginegate.journal import demand_journal
     from enginegate.journal import verify as read
 
     directory = present(read_config(file, data_dir))
     found = read(directory)
-    print(
-        f"{directory}: {found.verdict};"
-        f" {found.facts} facts in {found.frames} frames,"
-        f" {found.segments} segments, {found.snapshots} snapshots"
-    )
-    _list_faults(found)
-    if found.in_use_by:
-        print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
+    if not found.files and found.starts:
+        demand_journal(directory)
+    with _printing():
+        print(
+            f"{directory}: {found.verdict};"
+            f" {found.facts} facts in {found.frames} frames,"
+            f" {found.segments} segments, {found.snapshots} snapshots"
+        )
+        _list_faults(found)
+        if found.in_use_by:
+            print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
     raise typer.Exit(found.exit_code)
 
 
@@ -60,7 +69,8 @@ def dump(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     from enginegate.journal import dump as facts
 
     for fact in facts(present(read_config(file, data_dir))):
-        print_json_line(fact)
+        with _printing():
+            print_json_line(fact)
 
 
 @app.command("compact")
@@ -96,11 +106,12 @@ def backup(
     from enginegate.journal import backup as copy
 
     found = copy(present(read_config(file, data_dir)), target.absolute())
-    print(
-        f"{target}: {found.verdict}; {found.facts} facts,"
-        f" {found.segments} segments, {found.snapshots} snapshots"
-    )
-    _list_faults(found)
+    with _printing():
+        print(
+            f"{target}: {found.verdict}; {found.facts} facts,"
+            f" {found.segments} segments, {found.snapshots} snapshots"
+        )
+        _list_faults(found)
     raise typer.Exit(found.exit_code)
 
 
@@ -137,7 +148,8 @@ def repair(
         _done(directory, "opens and is in order", warnings)
         return
     _done(directory, "opens, but holds damage that cannot be mended", warnings)
-    _list_faults(remains)
+    with _printing():
+        _list_faults(remains)
     raise typer.Exit(remains.exit_code)
 
 
@@ -149,6 +161,20 @@ def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":
 
     keyring = Keyring(master_keys(os.environ))
     return keyring, partial(fold, sealer=keyring.resealer)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """End with a line where the output finds no room; whoever closed a pipe wants none."""
+    try:
+        yield
+        sys.stdout.flush()  # else the interpreter finds out at its end, and exits 120
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # typer ends such a command in silence
+        with suppress(OSError):
+            sys.stdout.close()  # else what is left in it is tried again at the end
+        raise Failure(f"the output cannot be written: {error.strerror}") from error
 
 
 def _list_faults(found: "VerifyReport") -> None:
@@ -164,4 +190,5 @@ def _list_faults(found: "VerifyReport") -> None:
 def _done(directory: Path, what: str, warnings: list[str]) -> None:
     for warning in warnings:
         typer.echo(warning, err=True)
-    print(f"{directory}: {what}")
+    with _printing():
+        print(f"{directory}: {what}")

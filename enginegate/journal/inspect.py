@@ -133,8 +133,10 @@ def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS
 def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]:
     """Yield every fact on disk, oldest first, as `{"number": …, "fact": …}` without secrets.
 
-    Raises JournalError where the directory is in use or damaged; what comes before is yielded.
+    Raises JournalError where the directory is in use or damaged, what comes before is yielded,
+    and where there is no journal, before a lock is made.
     """
+    demand_journal(directory, storage=storage)
     lock = lock_directory(directory)
     try:
         for content in _contents(storage, directory):

@@ -540,6 +540,45 @@ def test_a_directory_that_is_not_there_is_not_made(cli: Cli) -> None:
     assert not (cli.directory / "nowhere").exists()
 
 
+def test_a_tool_in_a_directory_without_a_journal_says_so(cli: Cli) -> None:
+    """Exit code 78, 65 where there was one, for verify 2; the directory stays as it was."""
+    cli = Cli(cli.directory, ENGINEGATE_MASTER_KEY=new_master_key())
+    place = cli.directory / "empty"
+    place.mkdir()
+    for command in (["verify"], ["dump"], ["compact"], ["repair"], ["backup", "copy"]):
+        done = cli.run("journal", *command, "--data-dir", "empty", exits=78)
+        assert done.stderr.startswith("there is no journal in this directory"), command
+        assert done.stdout == ""
+    assert list(place.iterdir()) == []
+    (place / "ballast").touch()
+    for command, code in (("dump", 65), ("verify", 2)):
+        done = cli.run("journal", command, "--data-dir", "empty", exits=code)
+        assert "the journal is gone" in done.stdout + done.stderr
+    assert [path.name for path in place.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_room_is_told_in_one_line(own_server: Server, unbuffered: str) -> None:
+    """Exit code 1 without a traceback; whoever reads no further, as `head`, ends it in silence."""
+    own_server.cli.run("products", "register", "kept")
+    own_server.stop()
+    own_server.cli.env["PYTHONUNBUFFERED"] = unbuffered
+    for command in ("verify", "dump", "compact", "repair"):
+        with Path("/dev/full").open("w") as full:
+            options = {"stdout": full, "stderr": subprocess.PIPE}
+            with own_server.cli.begin("journal", command, **options) as process:
+                _, said = process.communicate(timeout=60)
+        assert said == "the output cannot be written: No space left on device\n", command
+        assert process.returncode == 1
+        reader, writer = os.pipe()
+        os.close(reader)
+        options = {"stdout": writer, "stderr": subprocess.PIPE}
+        with own_server.cli.begin("journal", command, **options) as process:
+            os.close(writer)
+            assert process.communicate(timeout=60)[1] == "", command
+        assert process.returncode == 1
+
+
 def test_the_api_is_described_without_a_server(cli: Cli) -> None:
     """For those who generate clients."""
     document = json.loads(cli.run("openapi").stdout)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -184,19 +185,24 @@ def test_compacting_may_limit_the_archive(data, limits, left):
     assert len(segments(data)) == left
 
 
-@pytest.mark.parametrize("tool", [compact, repair, rekey])
+def print_all(directory: Path, *_: object) -> None:
+    list(dump(directory))
+
+
+@pytest.mark.parametrize("tool", [compact, repair, rekey, print_all])
 def test_a_tool_does_not_begin_a_journal(tmp_path, tool):
     """Where there is none it says so with exit code 78, and leaves the directory as it was."""
-    (tmp_path / "LOCK").touch()
+    (tmp_path / "notes").touch()
     with pytest.raises(JournalError, match="there is no journal in this directory") as caught:
         tool(tmp_path, KEY, fold)
     assert (caught.value.exit_code, caught.value.path) == (78, str(tmp_path))
     assert "--data-dir" in caught.value.hint
-    assert [path.name for path in tmp_path.iterdir()] == ["LOCK"]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
     (tmp_path / "ballast").touch()
     with pytest.raises(JournalError, match="the journal is gone") as caught:
         tool(tmp_path, KEY, fold)
     assert caught.value.exit_code == 65
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ballast", "notes"]
 
 
 def test_a_tool_says_which_directory_it_cannot_look_into(tmp_path):
