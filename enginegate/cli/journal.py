@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True)
 
 _SPARED: Final = (
     "A start does not need what is damaged: old segments hold entries of the audit trail, old"
-    " snapshots are there to fall back on. Only a backup from before the damage has them whole."
+    " snapshots are there to fall back on."
 )
 
 
@@ -184,7 +184,7 @@ def _list_faults(found: "VerifyReport") -> None:
     if found.refusal:
         print(f"A start refuses this. {found.hint}".rstrip())
     elif found.verdict == "damage":
-        print(_SPARED)
+        print(f"{_SPARED} {found.advice}")
 
 
 def _done(directory: Path, what: str, warnings: list[str]) -> None:

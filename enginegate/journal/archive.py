@@ -12,7 +12,7 @@ from pathlib import Path
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
-from enginegate.journal.files import Entry, discard, listing, read_start, read_whole
+from enginegate.journal.files import Entry, discard, listing, open_file, read_start, read_whole
 from enginegate.journal.frames import Frame, Link
 from enginegate.journal.names import Names, named
 from enginegate.journal.payloads import (
@@ -155,7 +155,7 @@ class Archive:
         if header is None:
             try:
                 data = read_start(self._storage, self._directory / entry.name, START_BYTES)
-                header = _header_in(data)
+                header = header_in(data)
             except (OSError, UnreadableError) as error:
                 self._tell(entry, "cannot be read", error)
             else:
@@ -173,7 +173,7 @@ class Archive:
 
     def _size(self, entry: Entry) -> int:
         try:
-            fd = self._storage.open(self._directory / entry.name)
+            fd = open_file(self._storage, self._directory / entry.name)
         except OSError:
             return 0
         try:
@@ -190,7 +190,7 @@ def first_frame(data: bytes) -> Frame | None:
     return next(frames.walk(data, Link(start.sequence - 1, start.previous, 0)), None)
 
 
-def _header_in(data: bytes) -> FileHeader:
+def header_in(data: bytes) -> FileHeader:
     """Return the header that a file begins with. Raises UnreadableError."""
     frame = first_frame(data)
     if frame is None:

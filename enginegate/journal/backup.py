@@ -14,15 +14,19 @@ from pathlib import Path
 from enginegate.errors import JournalError
 from enginegate.journal import frames
 from enginegate.journal.archive import first_frame
-from enginegate.journal.failures import live_file
+from enginegate.journal.failures import JournalFailed, JournalFull, live_file, no_room
 from enginegate.journal.files import (
+    ACCESS_HINT,
     EX_CONFIG,
+    EX_FAILED,
     Entry,
     discard,
     listing,
     lock_holder,
+    open_file,
     publish,
     read_fd,
+    unreadable,
     write_new,
 )
 from enginegate.journal.frames import Finding, Link
@@ -43,9 +47,10 @@ def backup(directory: Path, target: Path, *, storage: Storage = _OS) -> VerifyRe
     Neither keys nor engines' data are in it. Damage that a start does not need is copied as
     it is, and what of that cannot be read is left out: both are faults in the report, under
     the paths they were copied from. Raises JournalError, and leaves nothing behind, where the
-    target cannot be used or a start would refuse the copy; JournalFull, JournalFailed.
+    target cannot be used or a start would refuse the journal; JournalFull, JournalFailed (exit
+    code 1) where the target's disk is full or broken.
     """
-    with _place(storage, target):
+    with _place(storage, target), _written(target):
         return _settled(storage, directory, target)
 
 
@@ -59,6 +64,8 @@ def _place(storage: Storage, target: Path) -> Iterator[None]:
         taken = any(target.iterdir())
     except OSError as error:
         _remove(made)
+        if no_room(error):
+            raise _full(target, error) from error
         message = f"the copy cannot be made there: {error.strerror}"
         raise JournalError(message, path=str(target), exit_code=EX_CONFIG) from error
     if taken:
@@ -72,6 +79,24 @@ def _place(storage: Storage, target: Path) -> Iterator[None]:
         _clear(storage, target)
         _remove(made)
         raise
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Say of errors of writing that they are the target's: nothing is wrong with the journal."""
+    try:
+        yield
+    except JournalFull as error:
+        raise _full(target, error.__cause__) from error
+    except JournalFailed as error:
+        message = f"no backup was made: {Fault.of(error).message}"
+        raise JournalFailed(message, path=error.path, exit_code=EX_FAILED) from error
+
+
+def _full(target: Path, error: BaseException | None) -> JournalFull:
+    why = getattr(error, "strerror", error)
+    message = f"no backup was made, the disk that the copy goes to is full: {why}"
+    return JournalFull(message, path=str(target), exit_code=EX_FAILED)
 
 
 def _remove(made: list[Path]) -> None:
@@ -160,7 +185,7 @@ def _demand_spared(copied: list[Entry], lost: dict[Entry, Fault]) -> None:
     newest = max((one.sequence for one in copied if not _is_segment(one)), default=-1)
     for entry, fault in lost.items():
         if not copied or (_is_segment(entry) and entry.sequence > newest):
-            raise _none(fault)
+            raise _none(fault, ACCESS_HINT if fault.denied else "")
 
 
 def _open_all(storage: Storage, directory: Path) -> tuple[dict[Entry, int], dict[Entry, Fault]]:
@@ -174,7 +199,7 @@ def _open_all(storage: Storage, directory: Path) -> tuple[dict[Entry, int], dict
         lost: dict[Entry, Fault] = {}
         for entry in sorted(found.segments + found.snapshots):
             try:
-                opened[entry] = storage.open(directory / entry.name)
+                opened[entry] = open_file(storage, directory / entry.name)
             except FileNotFoundError:
                 break
             except OSError as error:
@@ -186,7 +211,7 @@ def _open_all(storage: Storage, directory: Path) -> tuple[dict[Entry, int], dict
 
 
 def _unread(directory: Path, entry: Entry, error: OSError) -> Fault:
-    return Fault(f"cannot be read: {error.strerror}", str(directory / entry.name))
+    return Fault.of(unreadable(directory / entry.name, error))
 
 
 def _is_segment(entry: Entry) -> bool:

@@ -34,13 +34,18 @@ class JournalFailed(_WriteError):  # noqa: N818 - a state of the journal, named 
     """A write or sync failed; whether the batch is on disk is unknown until a restart."""
 
 
+def no_room(error: OSError) -> bool:
+    """Tell whether the disk is full, or what we may use of it."""
+    return error.errno in _NO_ROOM
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[None]:
     """Translate errors of making a file nobody relies on yet: no room is `JournalFull`."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if no_room(error):
             raise JournalFull(f"no room on disk: {error.strerror}", path=str(path)) from error
         raise _failed(error, path) from error
 

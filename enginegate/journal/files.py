@@ -5,10 +5,12 @@ compared, and only then renamed: a file that bears its real name was whole once.
 The read-back is there because a write, and even a sync, can succeed and be lost.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +26,20 @@ log = logging.getLogger("enginegate.journal")
 QUARANTINE = "quarantine"
 LOCK = "LOCK"
 TEMPORARY = ".tmp"
-EX_TEMPFAIL, EX_CONFIG = 75, 78
+EX_FAILED, EX_TEMPFAIL, EX_CONFIG = 1, 75, 78
+ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chmod 600`)."
 
 BLOCK_BYTES = 128 * 1024
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
+_ODD = {
+    stat.S_IFIFO: "a pipe, not a regular file",
+    stat.S_IFDIR: "a directory, not a regular file",
+    stat.S_IFLNK: "a symbolic link, which is not followed",
+    stat.S_IFSOCK: "a socket, not a regular file",
+    stat.S_IFCHR: "a device, not a regular file",
+    stat.S_IFBLK: "a device, not a regular file",
+}
 _REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "overlay", "aufs"}
 )
@@ -76,16 +87,37 @@ def listing(storage: Storage, directory: Path) -> Listing:
     return found
 
 
+def open_file(storage: Storage, path: Path) -> int:
+    """Open a file for reading. Raises OSError, also for what is none.
+
+    To open a pipe would be to wait for somebody who writes into it.
+    """
+    odd = None
+    with suppress(OSError):  # then opening it says why
+        odd = _ODD.get(stat.S_IFMT(path.lstat().st_mode))
+    if odd:
+        raise OSError(errno.EINVAL, f"it is {odd}")
+    return storage.open(path)
+
+
+def unreadable(path: Path, error: OSError) -> JournalError:
+    """Return what is said of a file that cannot be read; its cause is the error."""
+    hint = ACCESS_HINT if isinstance(error, PermissionError) else ""
+    said = JournalError(f"cannot be read: {error.strerror or error}", path=str(path), hint=hint)
+    said.__cause__ = error
+    return said
+
+
 def read_whole(storage: Storage, path: Path) -> bytes:
     """Return a file's bytes. Raises JournalError where it cannot be read."""
     try:
-        fd = storage.open(path)
+        fd = open_file(storage, path)
         try:
             return read_fd(storage, fd)
         finally:
             storage.close(fd)
     except OSError as error:
-        raise JournalError(f"cannot be read: {error.strerror or error}", path=str(path)) from error
+        raise unreadable(path, error) from error
 
 
 def read_fd(storage: Storage, fd: int) -> bytes:
@@ -99,7 +131,7 @@ def read_fd(storage: Storage, fd: int) -> bytes:
 
 def read_start(storage: Storage, path: Path, size: int) -> bytes:
     """Return the first `size` bytes of a file, fewer where it is shorter. Raises OSError."""
-    fd = storage.open(path)
+    fd = open_file(storage, path)
     try:
         return storage.pread(fd, size, 0)
     finally:
@@ -239,13 +271,21 @@ def _tighten_files(directory: Path) -> list[str]:
     """Take from others what they should not have had."""
     warnings = []
     for path in sorted(directory.iterdir()):
-        if not _PATTERN.fullmatch(path.name.removesuffix(TEMPORARY)) or path.is_symlink():
+        if not _PATTERN.fullmatch(path.name.removesuffix(TEMPORARY)):
             continue
-        mode = path.stat().st_mode & 0o777
-        if mode & 0o077:
-            path.chmod(0o600)
-            warnings.append(f"{path} was open to others (mode {mode:04o}); now it is 0600")
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) and mode & 0o077:
+            warnings.append(f"{path} {_tightened(path, mode & 0o777)}")
     return warnings
+
+
+def _tightened(path: Path, mode: int) -> str:
+    """Take a file from others; return what is said of it."""
+    try:
+        path.chmod(0o600)
+    except OSError as error:  # it is somebody else's; whether we may read it is seen when we do
+        return f"is open to others (mode {mode:04o}) and stays so: {error.strerror}"
+    return f"was open to others (mode {mode:04o}); now it is 0600"
 
 
 def lock_directory(directory: Path) -> int:

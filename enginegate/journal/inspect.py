@@ -15,7 +15,15 @@ from msgspec import to_builtins
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal.archive import GENERATIONS
-from enginegate.journal.files import Entry, listing, lock_directory, lock_holder, read_whole
+from enginegate.journal.files import (
+    ACCESS_HINT,
+    Entry,
+    listing,
+    lock_directory,
+    lock_holder,
+    read_whole,
+    unreadable,
+)
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import Content, Position, load_snapshot, read_segment, recover
 from enginegate.journal.storage import OsStorage, Storage
@@ -28,16 +36,21 @@ Verdict = Literal["clean", "torn", "damage"]
 MASKED = "***"
 _SECRET = frozenset({"sealed_key", "key_hash", "old_key_hash"})
 _EXIT_CODES: dict[Verdict, int] = {"clean": 0, "torn": 1, "damage": 2}
+_BACKUP_HINT = "Only a backup from before the damage has what is damaged whole."
 _OS = OsStorage()
 
 
 class Fault(NamedTuple):
-    """One thing that `verify` found: `path` and `offset` (bytes) say where, `message` what."""
+    """One thing that `verify` found: `path` and `offset` (bytes) say where, `message` what.
+
+    What is `denied` may be whole, and takes no more than the right to read it.
+    """
 
     message: str
     path: str
     offset: int | None = None
     verdict: Verdict = "damage"
+    denied: bool = False
 
     def __str__(self) -> str:
         place = self.path if self.offset is None else f"{self.path} at offset {self.offset}"
@@ -48,7 +61,7 @@ class Fault(NamedTuple):
         """Return an error without its hint."""
         bare = cls("", error.path, error.offset)
         message = str(error).removesuffix(f". {error.hint}").removesuffix(str(bare))
-        return bare._replace(message=message)
+        return bare._replace(message=message, denied=isinstance(error.__cause__, PermissionError))
 
 
 @dataclass
@@ -103,6 +116,13 @@ class VerifyReport:
     def exit_code(self) -> int:
         return _EXIT_CODES[self.verdict]
 
+    @property
+    def advice(self) -> str:
+        """What helps against damage that a start does not need."""
+        denied = {fault.denied for fault in self.faults if fault.verdict == "damage"}
+        parts = [_BACKUP_HINT] * (False in denied) + [ACCESS_HINT] * (True in denied)
+        return " ".join(parts)
+
     def refuse(self, fault: Fault, hint: str = "") -> None:
         """Note why a start would refuse, unless the same is noted already as damage."""
         self.refusal, self.hint = fault, hint
@@ -126,7 +146,8 @@ def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS
     except JournalError as error:
         report.refuse(Fault.of(error), error.hint)
     except OSError as error:
-        report.refuse(Fault(f"cannot be read: {error.strerror}", str(directory)))
+        failure = unreadable(directory, error)
+        report.refuse(Fault.of(failure), failure.hint)
     return report
 
 

@@ -5,15 +5,21 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from enginegate.errors import JournalError
+from enginegate.journal.archive import GENERATIONS, START_BYTES, header_in
 from enginegate.journal.failures import JournalFull, new_file
 from enginegate.journal.files import (
+    EX_CONFIG,
     QUARANTINE,
+    listing,
     lock_directory,
     prepare_directory,
     publish,
+    read_start,
     write_new,
 )
-from enginegate.journal.recovery import Recovered, Tear, check_generations, recover
+from enginegate.journal.payloads import FileHeader, UnreadableError
+from enginegate.journal.recovery import Recovered, Tear, recover
 from enginegate.journal.storage import Storage
 
 log = logging.getLogger("enginegate.journal")
@@ -37,7 +43,7 @@ def take(
     try:
         recovered = recover(storage, directory, key_ids=key_ids, drop_suspect=drop_suspect)
         if not forsake_generations:
-            check_generations(storage, directory, key_ids)
+            _check_generations(storage, directory, key_ids)
         recovered.warnings[:0] = warnings
         for warning in recovered.warnings:
             log.warning("%s", warning)
@@ -47,6 +53,34 @@ def take(
         os.close(lock_fd)
         raise
     return recovered, lock_fd
+
+
+def _check_generations(storage: Storage, directory: Path, key_ids: Collection[str]) -> None:
+    """See that the generations kept to fall back on are sealed with keys that are there.
+
+    Damage in them is no matter here. Raises JournalError (exit code 78).
+    """
+    found = listing(storage, directory)
+    kept = found.snapshots[-GENERATIONS:]
+    since = kept[0].sequence if kept else 0
+    for entry in [*kept, *(one for one in found.segments if one.sequence > since)]:
+        header = _header_of(storage, directory / entry.name)
+        if header is not None and header.key_id not in key_ids:
+            raise JournalError(
+                f"an older generation still needs master key {header.key_id}",
+                path=str(directory / entry.name),
+                hint="Give both keys, the new one first, and run `enginegate rekey`; where the old"
+                " one is gone for good, `enginegate rekey --purge-old-generations`.",
+                exit_code=EX_CONFIG,
+            )
+
+
+def _header_of(storage: Storage, path: Path) -> FileHeader | None:
+    """Return a file's header, None where it cannot be read."""
+    try:
+        return header_in(read_start(storage, path, START_BYTES))
+    except (OSError, UnreadableError):
+        return None
 
 
 def _keep(storage: Storage, directory: Path, recovered: Recovered) -> None:

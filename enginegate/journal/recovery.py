@@ -17,8 +17,14 @@ from zlib import crc32
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
-from enginegate.journal.archive import GENERATIONS, START_BYTES, first_frame
-from enginegate.journal.files import EX_CONFIG, Entry, listing, read_start, read_whole
+from enginegate.journal.files import (
+    EX_CONFIG,
+    Entry,
+    Listing,
+    listing,
+    read_whole,
+    segment_name,
+)
 from enginegate.journal.frames import Finding, Frame, Link
 from enginegate.journal.inherited import Inherited
 from enginegate.journal.payloads import (
@@ -117,9 +123,7 @@ def recover(
     with _without_collector():
         if found.snapshots:
             _load_snapshot(storage, directory, found.snapshots, key_ids, state)
-        newest = max((entry.sequence for entry in found.snapshots), default=0)
-        if max((entry.sequence for entry in found.segments), default=0) <= newest:
-            damage("the segment after the snapshot is missing", directory, None)
+            _demand_segment(directory, found)
         base = state.position.sequence
         later = [entry for entry in found.segments if entry.sequence > base]
         _replay(storage, directory, later, key_ids, state, drop_suspect=drop_suspect)
@@ -171,6 +175,15 @@ def _load_snapshot(
         raise unreadable
     path = directory / entries[-1].name
     damage("no snapshot is whole; refusing to start with less than there was", path, 0)
+
+
+def _demand_segment(directory: Path, found: Listing) -> None:
+    """See that a segment follows the newest snapshot, also one that is not used: there was one."""
+    newest = found.snapshots[-1]
+    if not found.segments or found.segments[-1].sequence <= newest.sequence:
+        frame = newest.sequence + 1
+        message = f"the segment after the snapshot is missing: {newest.name} goes on with frame"
+        damage(f"{message} {frame}", directory / segment_name(newest.epoch, frame), None)
 
 
 def load_snapshot(
@@ -286,35 +299,6 @@ def _check_key(header: FileHeader, key_ids: Collection[str] | None, path: Path) 
             hint="Start with the key that this data directory was made with.",
             exit_code=EX_CONFIG,
         )
-
-
-def check_generations(storage: Storage, directory: Path, key_ids: Collection[str]) -> None:
-    """See that the generations kept to fall back on are sealed with keys that are there.
-
-    Damage in them is no matter here. Raises JournalError (exit code 78).
-    """
-    found = listing(storage, directory)
-    kept = found.snapshots[-GENERATIONS:]
-    since = kept[0].sequence if kept else 0
-    for entry in [*kept, *(one for one in found.segments if one.sequence > since)]:
-        header = _header_of(storage, directory / entry.name)
-        if header is not None and header.key_id not in key_ids:
-            raise JournalError(
-                f"an older generation still needs master key {header.key_id}",
-                path=str(directory / entry.name),
-                hint="Give both keys, the new one first, and run `enginegate rekey`; where the old"
-                " one is gone for good, `enginegate rekey --purge-old-generations`.",
-                exit_code=EX_CONFIG,
-            )
-
-
-def _header_of(storage: Storage, path: Path) -> FileHeader | None:
-    """Return a file's header, None where it cannot be read."""
-    try:
-        frame = first_frame(read_start(storage, path, START_BYTES))
-        return decode_header(frame.payload) if frame else None
-    except (OSError, UnreadableError):
-        return None
 
 
 def _check_follows(header: FileHeader, before: Position, path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_segment_that_is_followed_meanwhile_is_copied_in_its_full_size(tmp_pat
 
 @pytest.mark.parametrize(
     ("operation", "number", "words"),
-    [("open", errno.EACCES, "cannot be read"), ("create", errno.ENOSPC, "no room on disk")],
+    [("open", errno.EACCES, "cannot be read"), ("create", errno.ENOSPC, "is full")],
 )
 def test_a_copy_that_cannot_be_made_says_why(tmp_path, operation, number, words):
     """A file that does not open, or a disk without room."""
