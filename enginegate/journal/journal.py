@@ -338,7 +338,7 @@ class Journal:
     def history(self, *, before: int | None = None, naming: Collection[str] = ()) -> Numbered:
         """Yield durable facts with numbers below `before`, newest first; see `Archive.history`.
 
-        What is removed or unreadable meanwhile ends the iteration.
+        What is removed or unreadable meanwhile is missing.
         """
         limit = self.next_number if before is None else min(before, self.next_number)
         return self.archive.history(limit, naming=naming)

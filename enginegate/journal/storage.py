@@ -90,7 +90,8 @@ class OsStorage:
         return fd
 
     def open(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Without waiting: a pipe with that name would keep us for ever.
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size
