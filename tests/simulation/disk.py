@@ -176,7 +176,7 @@ class Mount:
         self.on_crash: Callable[[], None] = lambda: None
         self.operations = 0
         self.dead = False
-        self.failed_syncs: set[int] = set()
+        self.failed_syncs: set[_File] = set()  # kept, so that no other file is taken for one
         self.touched_after_failure: list[str] = []
         self._open: dict[int, _File] = {}
         self._next_fd = 1000
@@ -280,13 +280,13 @@ class Mount:
         try:
             self._do(operation, file.sync)
         except OSError:
-            self.failed_syncs.add(id(file))
+            self.failed_syncs.add(file)
             file.settle(self.disk.dice, self.disk.dice.random())
             raise
 
     def _watch(self, operation: str, file: _File) -> None:
         """Note what is done to a file after a sync of it has failed: nothing may be."""
-        if id(file) in self.failed_syncs:
+        if file in self.failed_syncs:
             self.touched_after_failure.append(operation)
 
     def _do(
