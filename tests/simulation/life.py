@@ -161,7 +161,7 @@ class Life:
 
         if not self.ready:
             return
-        ending = self.loop.create_task(stop())
+        ending = self.spawn(stop(), "stop")  # kept until the burial, should it die on the way
         ending.add_done_callback(lambda _: self.loop.stop())
         self.loop.advance(UP_TO_S)
         demand(self.loop.dead or ending.done(), "the server does not end on SIGTERM")
