@@ -38,6 +38,7 @@ from enginegate.probe import Probe
 from enginegate.recovery import Recovery
 from enginegate.registry import Registry, Sealer
 from enginegate.slices import sliced
+from enginegate.stages import Stages
 from enginegate.tiers import TierLoop
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,12 @@ class Server:
 
     async def run(self, ready: Ready) -> None:
         """Do everything, in order; return when stopped cleanly."""
-        began = self.clock.now()
+        stages = Stages(self.clock)
         keyring = Keyring(self.secrets.master_keys)
         journal = Journal.open(
             self.config.data_path, key_id=keyring.key_id, older_key_ids=keyring.key_ids[1:]
         )
+        stages.ended("read")
         async with AsyncExitStack() as closing:
             closing.callback(journal.close)
             gc.disable()  # until the fleet is built: it would walk, again and again, what is kept
@@ -105,7 +107,9 @@ class Server:
             registry = make_registry(self.config, keyring, backend.url)
             registry.load(journal.snapshot, journal.tail, sealer=keyring.resealer)
             journal.release_replay()
+            stages.ended("fleet")
             journal.begin(registry.snapshot(), may_wait=True)
+            stages.ended("new files")
             journal.on_sync = registry.meters.synced
             registry.trail.history = lambda before, naming: journal.history(
                 before=before, naming=naming
@@ -120,6 +124,7 @@ class Server:
             registry.attach(committer, journal)
             closing.push_async_callback(backend.close)
             await backend.open()
+            stages.ended("backend")
             ground = Ground(
                 registry=registry,
                 backend=counted(backend, registry.meters.called),
@@ -130,8 +135,9 @@ class Server:
             )
 
             def listens(url: str) -> None:
-                took_s, count = self.clock.now() - began, len(registry.engines)
-                log.info("%d engines, listening %.3f s after the journal was opened", count, took_s)
+                stages.ended("engines")
+                said = "%d engines, listening %.3f s after the journal was opened (%s)"
+                log.info(said, len(registry.engines), stages.total_s, stages)
                 ready(url)
 
             await self._serve(ground, journal, committer, listener, listens)

@@ -48,6 +48,7 @@ def serve(
 
 
 def _run(settings: "Config", secrets: "Secrets") -> int:
+    _demand_key(settings, secrets)
     from enginegate import server
 
     def ready(url: str) -> None:
@@ -59,6 +60,14 @@ def _run(settings: "Config", secrets: "Secrets") -> int:
         return server.serve(settings, secrets, ready)
     except OSError as error:
         raise Failure(error.strerror or str(error)) from error
+
+
+def _demand_key(settings: "Config", secrets: "Secrets") -> None:
+    """See that the key is right before the server is loaded, which takes most of a start."""
+    from enginegate.journal import demand_key
+    from enginegate.keys import Keyring
+
+    demand_key(settings.data_path, Keyring(secrets.master_keys).key_ids)
 
 
 def _checked(path: Path | None, flags: dict[str, str | int | None]) -> "tuple[Config, Secrets]":

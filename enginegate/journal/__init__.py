@@ -9,6 +9,7 @@ from enginegate.journal.committer import Committer
 from enginegate.journal.failures import JournalFailed, JournalFull
 from enginegate.journal.inspect import VerifyReport, compact, dump, rekey, repair, verify
 from enginegate.journal.journal import Journal
+from enginegate.journal.opening import demand_key
 from enginegate.journal.recovery import Position
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.journal.traces import demand_journal
@@ -25,6 +26,7 @@ __all__ = [
     "backup",
     "compact",
     "demand_journal",
+    "demand_key",
     "dump",
     "rekey",
     "repair",

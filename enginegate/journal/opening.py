@@ -19,10 +19,12 @@ from enginegate.journal.files import (
     write_new,
 )
 from enginegate.journal.payloads import FileHeader, UnreadableError
-from enginegate.journal.recovery import Recovered, Tear, recover
-from enginegate.journal.storage import Storage
+from enginegate.journal.recovery import Recovered, Tear, check_key, recover
+from enginegate.journal.storage import OsStorage, Storage
 
 log = logging.getLogger("enginegate.journal")
+
+_STORAGE = OsStorage()
 
 
 def take(
@@ -53,6 +55,23 @@ def take(
         os.close(lock_fd)
         raise
     return recovered, lock_fd
+
+
+def demand_key(directory: Path, key_ids: Collection[str], storage: Storage = _STORAGE) -> None:
+    """Refuse another master key by the newest header alone, before anything that costs time.
+
+    Says nothing of all else, damage included: `take` judges that.
+    Raises JournalError (exit code 78), the one that `take` would raise.
+    """
+    try:
+        found = listing(storage, directory)
+    except OSError:
+        return
+    for entry in reversed(found.snapshots):
+        header = _header_of(storage, directory / entry.name)
+        if header is not None:
+            check_key(header, key_ids, directory / entry.name)
+            return
 
 
 def _check_generations(storage: Storage, directory: Path, key_ids: Collection[str]) -> None:

@@ -197,7 +197,7 @@ def load_snapshot(
         header = read_snapshot_header(data)
         if header is None or (header.epoch, header.sequence) != (entry.epoch, entry.sequence):
             return 0
-        _check_key(header, key_ids, path)
+        check_key(header, key_ids, path)
         records, end = read_records(data)
     except UnreadableError as error:
         refuse(str(error), path)
@@ -260,7 +260,7 @@ def read_segment(
     header, first = _segment_header(data, path, entry)
     if instance and header.instance != instance:
         refuse(f"it belongs to another instance ({header.instance}, not {instance})", path)
-    _check_key(header, key_ids, path)
+    check_key(header, key_ids, path)
     if before is not None:
         _check_follows(header, before, path)
     if following is None and len(data) < header.size_bytes:
@@ -290,7 +290,8 @@ def _segment_header(data: bytes, path: Path, entry: Entry) -> tuple[FileHeader, 
     return header, first
 
 
-def _check_key(header: FileHeader, key_ids: Collection[str] | None, path: Path) -> None:
+def check_key(header: FileHeader, key_ids: Collection[str] | None, path: Path) -> None:
+    """Refuse a file of another master key. Raises JournalError with exit code 78."""
     if key_ids is not None and header.key_id not in key_ids:
         raise JournalError(
             f"wrong master key: written with key {header.key_id},"
