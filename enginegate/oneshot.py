@@ -22,6 +22,7 @@ Connected = Callable[[tuple[str, int]], AbstractContextManager[None]]
 class OneShotTransport(httpx.AsyncBaseTransport):
     """Connects, asks, reads the answer to its end, and closes. Plain HTTP/1.1 only.
 
+    The answer has no headers, and its body is as it came: probes ask for no encoding.
     An exchange has no time-out of its own: who asks sets a deadline, and a cancelled one
     closes its connection. Raises httpx.ConnectError, httpx.UnsupportedProtocol, and
     httpx.RemoteProtocolError for what is no answer, or a longer one than 64 KiB.
@@ -59,16 +60,24 @@ class _Answer(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[httpx.Response] = loop.create_future()
         self._parser = httptools.HttpResponseParser(self)
+        # Nothing follows an answer here, so what is loosely written cannot be taken for another.
+        self._parser.set_dangerous_leniencies(
+            lenient_headers=True,
+            lenient_chunked_length=True,
+            lenient_optional_cr_before_lf=True,
+        )
         self._size = 0
         self._body = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._names: set[bytes] = set()  # of headers
         self._to_the_end = False
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except httptools.HttpParserUpgrade:
+            self._fail("no HTTP answer: it switches protocols")
+        except httptools.HttpParserError as error:
             self._fail(f"no HTTP answer: {error}")
         if self._size > ANSWER_MAX_BYTES:
             self._fail(f"more than {ANSWER_MAX_BYTES} bytes")
@@ -85,15 +94,15 @@ class _Answer(asyncio.Protocol):
     # What the parser tells
 
     def on_message_begin(self) -> None:
-        self._body, self._headers, self._to_the_end = b"", [], False
+        self._body, self._to_the_end = b"", False
+        self._names.clear()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+    def on_header(self, name: bytes, _: bytes) -> None:
+        self._names.add(name.lower())
 
     def on_headers_complete(self) -> None:
         """Find out how the body ends: by its length, by its last chunk, or with the connection."""
-        names = {name.lower() for name, _ in self._headers}
-        self._to_the_end = not names & {b"content-length", b"transfer-encoding"}
+        self._to_the_end = not self._names & {b"content-length", b"transfer-encoding"}
 
     def on_body(self, body: bytes) -> None:
         self._body += body
@@ -106,8 +115,9 @@ class _Answer(asyncio.Protocol):
 
     def _finish(self) -> None:
         if not self.done.done():
+            # Without its headers: httpx would unpack what is said to be packed, whatever its size.
             status = self._parser.get_status_code()
-            self.done.set_result(httpx.Response(status, headers=self._headers, content=self._body))
+            self.done.set_result(httpx.Response(status, content=self._body))
 
     def _fail(self, why: str) -> None:
         if not self.done.done():

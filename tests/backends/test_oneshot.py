@@ -1,6 +1,7 @@
 """One request, one connection: every way in which an answer can come, and every way it cannot."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -68,6 +69,13 @@ async def get(url: str) -> httpx.Response:
         ((b"HTTP/1.1 503 Not yet\r\nContent-Length: 4\r\n\r\nwait",), 503, b"wait"),
         ((b"HTTP/1.1 100 Continue\r\n\r\n", OK + b"Content-Length: 2\r\n\r\nok"), 200, b"ok"),
         ((b"HTTP/1.1 204 No Content\r\n\r\n",), 204, b""),
+        ((b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",), 200, b"ok"),
+        ((OK + b"X: folded\r\n header\r\nContent-Length: 2\r\n\r\nok",), 200, b"ok"),
+        (
+            (OK + b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",),
+            200,
+            b"ok",
+        ),
         ((b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",), 200, b"ok"),
     ],
 )
@@ -108,6 +116,24 @@ async def test_what_is_no_whole_answer_is_an_error(pieces: tuple[bytes, ...]) ->
         with pytest.raises(httpx.RemoteProtocolError):
             await get(url)
         assert OPEN == []
+
+
+async def test_what_is_packed_stays_packed() -> None:
+    """A few bytes that unpack to a gigabyte cost a probe nothing; it had asked for none."""
+    packed = gzip.compress(gzip.compress(bytes(50_000_000)))
+    assert len(packed) < ANSWER_MAX_BYTES
+    head = b"Content-Encoding: gzip, gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    async with server(OK + head + packed) as (url, _):
+        answer = await get(url)
+    assert await answer.aread() == packed
+
+
+async def test_a_server_that_switches_protocols_gives_no_answer() -> None:
+    """It is told in words, not as a place in what was read."""
+    head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"
+    async with server(head) as (url, _):
+        with pytest.raises(httpx.RemoteProtocolError, match="switches protocols"):
+            await get(url)
 
 
 async def test_it_asks_what_it_was_told_to_ask() -> None:
