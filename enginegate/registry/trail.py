@@ -118,13 +118,13 @@ class Trail:
     async def search(self, query: Query) -> tuple[list[Entry], int | None]:
         """Return the newest matching entries and, if there are more, the id to go on from."""
         wanted = query.limit + 1
+        before = self._complete_from if self.recent else None  # as of the walk's beginning
         found = []
         async for candidate in sliced(reversed(self.recent)):
             if query.matches(candidate):
                 found.append(candidate)
                 if len(found) == wanted:
                     break
-        before = self._complete_from if self.recent else None
         if len(found) < wanted and (before is None or self.oldest() < before):
             older = partial(self._older, query, before, wanted - len(found))
             found += await asyncio.get_running_loop().run_in_executor(self._thread, older)

@@ -1,5 +1,6 @@
 """Where a reader of the audit trail is served from: memory first, the journal for what is older."""
 
+import asyncio
 from collections.abc import Collection, Iterator
 
 import pytest
@@ -75,3 +76,14 @@ async def test_what_memory_let_go_of_comes_from_the_journal() -> None:
 async def test_an_empty_memory_asks_the_journal() -> None:
     """Nothing has happened since the start, and much before it."""
     assert await ids(trail(OnDisk(1, 2), oldest=1, added=range(0))) == [2, 1]
+
+
+async def test_what_happens_during_a_search_is_not_in_it_and_repeats_nothing() -> None:
+    """Memory lets go of old entries while a search walks through it in turns."""
+    disk = OnDisk(*range(1, RECENT_MAX + 1001))
+    full = trail(disk, oldest=1, added=range(501, RECENT_MAX + 501))
+    searching = asyncio.create_task(ids(full, limit=RECENT_MAX + 10))
+    await asyncio.sleep(0)
+    for number in range(RECENT_MAX + 501, RECENT_MAX + 1001):
+        full.add(number, note(number))
+    assert await searching == [*range(RECENT_MAX + 500, 490, -1)]
