@@ -33,6 +33,7 @@ ACTIONS: dict[type[f.Fact], str] = {
     f.Deepened: "sleep",
     f.Woken: "wake",
     f.Stopped: "stop",
+    f.StopFailed: "stop",
     f.RestartBegun: "auto_restart_start",
     f.RestartFailed: "auto_restart_failed",
     f.RestartsGivenUp: "auto_restart_gave_up",
@@ -48,7 +49,7 @@ _FAIL_ACTIONS = {
     "running": "health_failed",
     "outage": "health_failed",
 }
-_FAILURES = (f.Failed, f.RestartFailed, f.RestartsGivenUp, f.KeyRotationFailed)
+_FAILURES = (f.Failed, f.StopFailed, f.RestartFailed, f.RestartsGivenUp, f.KeyRotationFailed)
 
 NOTED_ACTIONS = frozenset(
     {

@@ -110,8 +110,18 @@ class Woken(EngineFact, frozen=True, kw_only=True, tag="engine.woken"):
     tier: str = "frozen"
 
 
+class StopBegun(EngineFact, frozen=True, kw_only=True, tag="engine.stop_begun"):
+    """Intent: a stop that is cut in half is finished, and never taken for a crash."""
+
+
 class Stopped(EngineFact, frozen=True, kw_only=True, tag="engine.stopped"):
     pass
+
+
+class StopFailed(EngineFact, frozen=True, kw_only=True, tag="engine.stop_failed"):
+    """The intent is forgotten: the engine is what it was before."""
+
+    reason: str
 
 
 class Failed(EngineFact, frozen=True, kw_only=True, tag="engine.failed"):
@@ -224,7 +234,9 @@ AnyFact = (
     | Slept
     | Deepened
     | Woken
+    | StopBegun
     | Stopped
+    | StopFailed
     | Failed
     | RestartBegun
     | RestartFailed

@@ -17,6 +17,7 @@ from enginegate.errors import BackendError, GateError
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.boot import lost
 from enginegate.lifecycle.ground import Ground
+from enginegate.lifecycle.operations import Work
 from enginegate.model import Outcome, Status
 from enginegate.probe import Health
 from enginegate.registry import LiveEngine
@@ -42,6 +43,7 @@ class HealthLoop:
         self.backend_ok = True
         self.blind = False
         self.restarts: Agenda[str] = Agenda()
+        self._waiting: set[str] = set()  # engines whose failure waits its turn
         self._slots = asyncio.Semaphore(ground.config.health.concurrency)
         ground.registry.listeners.append(self._plan_restart)
 
@@ -221,7 +223,8 @@ class HealthLoop:
     ) -> None:
         """Record the failure as an operation, so that it cannot overlap a verb.
 
-        It waits its turn where the one at work leaves the engine in service.
+        It waits its turn where the one at work leaves the engine in service, and nobody
+        waits with it: that may be as long as the slowest engine.
         """
         before = (live.engine.status, live.engine.incarnation)
 
@@ -239,10 +242,26 @@ class HealthLoop:
         held = live.operation is not None and live.operation.holds
         if held or self.lifecycle.operations.closed:
             return
+        if live.operation is None:
+            await self._record(live, work)
+        elif live.engine.engine_id not in self._waiting:
+            self._waiting.add(live.engine.engine_id)
+            self.lifecycle.operations.later(self._record_in_turn(live, work), "fail in turn")
+
+    async def _record(self, live: LiveEngine, work: Work) -> None:
         try:
             await self.lifecycle.operations.perform(live, "fail", work, actor="system")
         except GateError as refused:
             log.warning("engine %s failed, not recorded: %s", live.engine.engine_id, refused)
+
+    async def _record_in_turn(self, live: LiveEngine, work: Work) -> None:
+        """Record it when it is its turn; look again if the engine has moved on until then."""
+        try:
+            await self._record(live, work)
+        finally:
+            self._waiting.discard(live.engine.engine_id)
+        if live.in_service:
+            await self.fail_if_gone(live)
 
     # Automatic restarts
 

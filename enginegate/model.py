@@ -70,7 +70,8 @@ class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="en
     probe or a sleep decision made for an earlier life is recognised as stale.
     `old_key_hash` still works beside the new one until `old_key_until_ms` (live
     rotation). `restart_at_ms` is set exactly while an automatic restart is planned or at work.
-    `deep` is set while it sleeps stopped, or is about to, and not frozen.
+    `deep` is set while it sleeps stopped, or is about to, and not frozen; `stopping`
+    while a stop is at work, or was when enginegate ended.
     """
 
     engine_id: str
@@ -93,6 +94,7 @@ class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="en
     old_key_until_ms: int = 0
     reason: str = ""
     deep: bool = False
+    stopping: bool = False
 
 
 class Spare(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="spare"):

@@ -19,7 +19,7 @@ from enginegate.lifecycle import Lifecycle, Products
 from enginegate.lifecycle.boot import told, unanswered
 from enginegate.lifecycle.failure import STOP_GRACE_S
 from enginegate.lifecycle.ground import Ground
-from enginegate.model import Status
+from enginegate.model import Engine, Status
 from enginegate.orphans import Orphans
 from enginegate.registry import LiveEngine, Operation
 from enginegate.slices import sliced
@@ -137,10 +137,10 @@ class Recovery:
     async def _hear(self, live: LiveEngine, event: BackendEvent) -> None:
         if event.kind == "exited":
             live.exit_seen = True
-        if live.operation is not None:
-            return
-        if event.kind == "exited" and live.running:
+        if event.kind == "exited" and live.in_service:
             await self.health.fail_if_gone(live, exit_code=event.exit_code)
+        elif live.operation is not None:
+            return
         elif event.kind == "started" and live.engine.restart_at_ms is not None:
             self.health.hasten(live)
         elif live.engine.status in _SURPRISING[event.kind]:
@@ -199,7 +199,7 @@ class Recovery:
         """Settle an engine; a listing that speaks against its row is old, so look again first."""
         if live.operation is not None or live.gone:
             return  # somebody acted since it was listed
-        if live.engine.status in _HALF_WAY or self._agree(live, listed):
+        if _half_way(live.engine) or self._agree(live, listed):
             await self._settle(live, listed)
         else:
             await self.look(live)
@@ -207,7 +207,7 @@ class Recovery:
     def _at_rest(self, live: LiveEngine, listed: Observation) -> bool:
         """Return whether there is nothing to do: of a large fleet that is nearly everybody."""
         row = live.engine
-        if row.status in _HALF_WAY or row.pending_key is not None:
+        if _half_way(row) or row.pending_key is not None:
             return False
         known = row.status is not Status.SLEEPING or (
             (row.engine_id in self._down_asleep) == (listed.presence in DOWN)
@@ -240,8 +240,12 @@ class Recovery:
 
     async def _settle(self, live: LiveEngine, seen: Observation) -> None:
         """Bring row and backend together; what takes time goes on as an operation."""
+        if self.ground.registry.ahead(live.engine.engine_id) is not live.engine:
+            return  # somebody else has settled it, and that is not on the disk yet
         if seen.presence in UP:
             live.ended = None  # others have started it again
+        elif live.running:
+            live.ended, live.answer = live.engine.incarnation, None  # whatever can be recorded
         frozen = live.running and seen.presence is Presence.PAUSED  # a thaw needs no record
         unwritable = self.ground.registry.journal_status != "ok" and not frozen
         if unwritable or self.lifecycle.operations.closed:
@@ -258,6 +262,8 @@ class Recovery:
             return
         up = seen.presence in UP or seen.restarting
         match live.engine.status:
+            case _ if live.engine.stopping:
+                self.lifecycle.begin_stop(live)
             case status if status in _STEADY and not seen.connected:
                 self._bring(live, self.ground.backend.reconnect, "brought back onto its network")
             case Status.PROVISIONING:
@@ -293,13 +299,17 @@ class Recovery:
             self._down_asleep.discard(engine_id)
 
     async def _settle_running(self, live: LiveEngine, seen: Observation) -> None:
-        if live.engine.pending_key is not None:
+        by_restart = self.ground.config.engine.rotate_mode == "recreate"
+        cut = live.engine.pending_key is not None
+        if cut:
             await self._settle_rotation(live, seen)
         if not live.life and seen.presence in UP:
             live.life = seen.life
             if self._unadopted:
                 self._adopt(live, seen)
-        if seen.presence in DOWN or seen.life != live.life:
+        if cut and by_restart and seen.presence in DOWN:
+            self._bring(live, lambda _: self._with_its_key(live), "started after a cut rotation")
+        elif seen.presence in DOWN or seen.life != live.life:
             await self.health.fail_if_gone(live)
         elif seen.presence is Presence.PAUSED:
             self._bring(live, self.ground.backend.unpause, "unpaused")
@@ -372,6 +382,11 @@ class Recovery:
                 await self.lifecycle.rotation.drop_old_key(live)
             except GateError:
                 self.old_keys.put(engine_id, now + COMPARE_EVERY_S)
+
+
+def _half_way(row: Engine) -> bool:
+    """Return whether a verb was at work on it and has to be finished, whatever is seen."""
+    return row.status in _HALF_WAY or row.stopping
 
 
 def _absent(live: LiveEngine) -> Observation:

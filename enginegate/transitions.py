@@ -25,7 +25,9 @@ EngineChange = (
     | f.Slept
     | f.Deepened
     | f.Woken
+    | f.StopBegun
     | f.Stopped
+    | f.StopFailed
     | f.Failed
     | f.RestartBegun
     | f.RestartFailed
@@ -40,6 +42,11 @@ EngineChange = (
 )
 
 _RESTING: dict[Status | None, Status | None] = {STOPPED: STOPPED, FAILED: FAILED}
+_STOPPABLE: dict[Status | None, Status | None] = {
+    RUNNING: RUNNING,
+    SLEEPING: SLEEPING,
+    FAILED: FAILED,
+}
 _STARTABLE: dict[Status | None, Status | None] = {
     PROVISIONING: PROVISIONING,
     SLEEPING: SLEEPING,
@@ -59,7 +66,9 @@ TABLE: dict[type[f.EngineFact], dict[Status | None, Status | None]] = {
     f.Slept: {RUNNING: SLEEPING},
     f.Deepened: {SLEEPING: SLEEPING},
     f.Woken: {SLEEPING: RUNNING},
-    f.Stopped: {RUNNING: STOPPED, SLEEPING: STOPPED, FAILED: STOPPED},
+    f.StopBegun: {**_STOPPABLE},
+    f.Stopped: dict.fromkeys(_STOPPABLE, STOPPED),
+    f.StopFailed: {**_STOPPABLE},
     f.Failed: {
         PROVISIONING: FAILED,
         RUNNING: FAILED,
@@ -142,7 +151,7 @@ def _born(fact: f.Provisioned | f.Claimed, status: Status) -> Engine:
 def _changed(engine: Engine, after: Status, fact: EngineChange) -> Engine:
     changes = _changes(engine, fact)
     if after is not engine.status:
-        changes["status"], changes["changed_at_ms"], changes["deep"] = after, fact.at_ms, False
+        changes |= {"status": after, "changed_at_ms": fact.at_ms, "deep": False, "stopping": False}
     return replace(engine, **changes)
 
 
@@ -157,6 +166,8 @@ def _changes(engine: Engine, fact: EngineChange) -> dict[str, Any]:  # noqa: C90
             return _in_service(engine, fact, keep_attempts=fact.via == "auto_restart")
         case f.Deepened():
             return {"deep": True}
+        case f.StopBegun() | f.StopFailed():
+            return {"stopping": isinstance(fact, f.StopBegun)}
         case f.Stopped():
             return {"restart_at_ms": None, "restart_attempts": 0, "reason": "request"}
         case f.Failed():

@@ -131,7 +131,7 @@ class Booter:
             except BackendError as error:
                 raise told(error) from error
             else:
-                live.life = begun.life
+                live.life, live.ended = begun.life, None
                 return begun
 
     async def _move_port(self, live: LiveEngine, held: set[int]) -> None:

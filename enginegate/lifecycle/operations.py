@@ -71,6 +71,10 @@ class Operations:
             raise EngineNotFoundError("The engine was destroyed meanwhile.")
         return await self.begin(live, verb, work, actor=actor, params=params, holds=holds).join()
 
+    def later(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Have it done by a task of its own: for who must not wait for an operation's turn."""
+        _ = self._spawn(work, name)  # the server owns it
+
     def begin(
         self,
         live: LiveEngine,

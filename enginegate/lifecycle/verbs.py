@@ -17,7 +17,7 @@ from enginegate.errors import (
 )
 from enginegate.keys import new_engine_key
 from enginegate.lifecycle.boot import Booter, told
-from enginegate.lifecycle.failure import SLACK_S, STOP_GRACE_S, Failures
+from enginegate.lifecycle.failure import Failures
 from enginegate.lifecycle.ground import Ground
 from enginegate.lifecycle.noting import Noting
 from enginegate.lifecycle.operations import Operations
@@ -26,6 +26,7 @@ from enginegate.lifecycle.quiet import Quietness
 from enginegate.lifecycle.rotation import Rotation
 from enginegate.lifecycle.sleeping import Sleeper, StillDue
 from enginegate.lifecycle.starting import Starter
+from enginegate.lifecycle.stopping import Stopper
 from enginegate.model import Outcome, Status
 from enginegate.registry import LiveEngine, LiveProduct, Operation
 
@@ -43,6 +44,7 @@ class Lifecycle:
         self.quietness = Quietness(ground, self.booter)
         self.rotation = Rotation(ground, self.booter, self.failures)
         self.starter = Starter(ground, self.booter, self.failures)
+        self.stopper = Stopper(ground, self.failures)
         self.sleeper = Sleeper(ground, self.quietness, self.failures, self.starter)
         self.provisioning = Provisioning(ground, operations, self.starter, undo=self._destroy)
 
@@ -170,21 +172,18 @@ class Lifecycle:
             if live.engine.status not in (Status.RUNNING, Status.SLEEPING, Status.FAILED):
                 status = live.engine.status.value
                 raise EngineNotRunningError(f"The engine is {status}.", status=status)
-            started = self.ground.clock.now()
-            with Noting(self.ground.registry, live, "stop", actor):
-                async with asyncio.timeout(STOP_GRACE_S + SLACK_S):
-                    await self.failures.halt(live, grace_s=STOP_GRACE_S)
-            await self.ground.registry.commit(
-                f.Stopped(
-                    **self.ground.ids(live),
-                    at_ms=self.ground.clock.wall_ms(),
-                    actor=actor,
-                    duration_ms=self.ground.took_ms(started),
-                ),
-                use_reserve=True,
-            )
+            await self.stopper.stop(live, actor=actor)
 
         await self._perform(live, "stop", work, actor=actor, reserve=True)
+
+    def begin_stop(self, live: LiveEngine) -> Operation:
+        """Go on with a stop that was cut in half, on an engine with nothing at work."""
+
+        async def work(_: Operation) -> None:
+            if live.engine.stopping:
+                await self.stopper.stop(live, actor="system")
+
+        return self.operations.begin(live, "stop", work, actor="system")
 
     async def sleep(
         self,

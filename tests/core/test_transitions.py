@@ -25,7 +25,9 @@ Booted              .             running       .           running     running 
 Slept               .             .             sleeping    .           .           .           .
 Deepened            .             .             .           sleeping    .           .           .
 Woken               .             .             .           running     .           .           .
+StopBegun           .             .             running     sleeping    .           failed      .
 Stopped             .             .             stopped     stopped     .           stopped     .
+StopFailed          .             .             running     sleeping    .           failed      .
 Failed              .             failed        failed      failed      failed      failed      .
 RestartBegun        .             .             .           .           .           failed      .
 RestartFailed       .             .             .           .           .           failed      .
@@ -49,7 +51,9 @@ FACTS: dict[str, EngineChange] = {
         f.Slept(**WHO, reason="idle"),
         f.Deepened(**WHO, reason="low_memory"),
         f.Woken(**WHO),
+        f.StopBegun(**WHO),
         f.Stopped(**WHO),
+        f.StopFailed(**WHO, reason="no answer"),
         f.Failed(**WHO, during="running", reason="exit", restart_at_ms=9000, restart_attempts=2),
         f.RestartBegun(**WHO, attempt=3),
         f.RestartFailed(**WHO, attempt=3, reason="no answer", restart_at_ms=7000),

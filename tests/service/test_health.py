@@ -3,11 +3,13 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from enginegate.admission import Refused
 from enginegate.backends.base import BackendEvent
-from enginegate.config import Config, Health, Restart
+from enginegate.config import Config, EngineSettings, Health, Restart
+from enginegate.registry import LiveEngine
 from tests.fakes import settle
 
 QUICK = Config(
@@ -258,6 +260,91 @@ async def test_nobody_is_sent_to_an_engine_whose_end_cannot_be_written(
     assert live.engine.status == "failed"
     await clock.advance(7)
     assert gate.warm() is not None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_nobody_is_sent_there_either_if_no_event_told_of_the_end(
+    make_gate: Any, restarted: bool
+) -> None:
+    """A comparison finds it dead, or the next start does, on a disk that is full."""
+    gate = await make_gate(QUICK)
+    live = await gate.engine(await gate.product())
+    gate.journal.status = "full"
+    gate.backend.crash(live.engine.engine_id, tell=False)
+    if restarted:
+        gate = await gate.crash_and_restart()
+    await gate.recovery.compare()
+    [owner] = gate.registry.products.values()
+    assert gate.warm() is None
+    assert await gate.admit(owner) == Refused("engine_restarting", 1.0)
+    await gate.close()
+
+
+async def test_nobody_is_sent_to_one_that_is_gone_with_its_data(make_gate: Any) -> None:
+    """That cannot be written either, and is as true."""
+    gate = await make_gate(QUICK)
+    live = await gate.engine(await gate.product())
+    gate.journal.status = "full"
+    gate.backend.vanish(live.engine.engine_id, tell=False, with_data=True)
+    await gate.recovery.compare()
+    assert gate.warm() is None
+
+
+async def hung_in_its_sleep(make_gate: Any, clock: Any) -> tuple[Any, LiveEngine]:
+    """Return a gate that patiently asks an engine, on its way to sleep, that does not answer."""
+    gate = await make_gate(QUICK)
+    gate.run_loops()
+    live = await gate.engine(await gate.product(idle_sleep_s=20))
+    gate.backend.engine(live.engine.engine_id).probe_delay_s = 60
+    while live.operation is None or live.operation.verb != "sleep":
+        await clock.advance(0.05)
+    await clock.advance(1.5)  # the brief try is over
+    assert live.operation
+    assert not live.operation.holds
+    return gate, live
+
+
+async def test_an_end_is_noticed_at_once_beside_a_try_to_put_it_to_sleep(
+    make_gate: Any, clock: Any
+) -> None:
+    """The try lets admits through, so it must not keep the news from them."""
+    gate, live = await hung_in_its_sleep(make_gate, clock)
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    assert gate.warm() is None
+    await clock.advance(15)
+    assert "health_failed!" in gate.actions()
+
+
+async def test_an_end_is_noticed_at_once_beside_a_live_rotation(make_gate: Any) -> None:
+    """The new key counts as another life, and that one is over, too."""
+    gate = await make_gate(
+        msgspec.structs.replace(QUICK, engine=EngineSettings(rotate_mode="live"))
+    )
+    live = await gate.engine(await gate.product())
+    hang = gate.backend.hang("put_key")
+    rotating = asyncio.create_task(gate.lifecycle.rotate_key(live, actor="acme"))
+    await hang.reached.wait()
+    gate.backend.crash(live.engine.engine_id)
+    await settle()
+    hang.release()
+    await rotating
+    await settle()
+    assert live.engine.status == "failed"
+
+
+async def test_nobody_waits_for_a_failure_to_have_its_turn(make_gate: Any, clock: Any) -> None:
+    """An engine that hangs on its way to sleep holds up neither an admit nor a sweep."""
+    gate, live = await hung_in_its_sleep(make_gate, clock)
+    live.probe_failures = QUICK.health.max_failures
+    verified = [asyncio.create_task(gate.health.verify(live, 1.0)) for _ in range(3)]
+    await clock.advance(1.1)
+    assert all(one.done() for one in verified)
+    assert live.running
+    waiting = [one for one in gate.tasks if one.get_name() == "fail in turn" and not one.done()]
+    assert len(waiting) == 1
+    await clock.advance(15)
+    assert gate.actions().count("health_failed!") == 1
 
 
 async def test_one_that_others_started_again_meanwhile_is_admitted(

@@ -5,10 +5,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from enginegate.backends.base import BackendEvent, EngineSpec, Presence
 from enginegate.config import Config, EngineSettings
 from enginegate.errors import BackendFailedError, BackendUnavailableError
+from enginegate.facts import KeyRotationBegun
+from enginegate.keys import digest_hex, new_engine_key
 from enginegate.lifecycle.boot import DataGoneError
 from enginegate.model import Status
 from enginegate.registry import LiveEngine
@@ -448,3 +451,18 @@ async def test_an_engine_that_never_came_up_has_no_data_to_lose(gate: Any) -> No
     assert live.engine.status == "stopped"
     await gate.lifecycle.start(live, version=None, actor="a")
     assert live.running
+
+
+async def test_two_that_look_at_a_half_rotation_finish_it_once(make_gate: Any) -> None:
+    """A comparison and a hint may meet at an engine whose new key could not be recorded."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="recreate")))
+    live = await gate.engine(await gate.product())
+    key, ids = new_engine_key(), gate.ground.ids(live)
+    sealed = gate.ground.keyring.seal(live.engine.engine_id, key)
+    begun = KeyRotationBegun(**ids, at_ms=1, sealed_key=sealed, key_hash=digest_hex(key))
+    await gate.registry.commit(begun)
+    fake = gate.backend.engine(live.engine.engine_id)
+    fake.spec = replace(fake.spec, key_hashes=(digest_hex(key),))
+    await asyncio.gather(gate.recovery.compare(), gate.recovery.compare())
+    assert live.engine.key_hash == digest_hex(key)
+    assert gate.actions().count("rotate_key") == 1

@@ -279,6 +279,7 @@ class Life:
                 "key": live.engine.key_hash,
                 "pending": live.engine.pending_key.key_hash if live.engine.pending_key else None,
                 "restart": live.engine.restart_at_ms,
+                "stopping": live.engine.stopping,
             }
             for live in registry.engines.values()
         }

@@ -64,6 +64,7 @@ class Fleet:
             "key": fact.key_hash,
             "pending": None,
             "restart": None,
+            "stopping": False,
         }
 
     def _product(self, fact: f.ProductFact) -> None:
@@ -95,15 +96,22 @@ class Fleet:
 
 
 def _as(status: str) -> Any:
-    return lambda _, __: {"status": status, "restart": None}
+    return lambda _, __: {"status": status, "restart": None, "stopping": False}
+
+
+def _failed(row: dict[str, Any], fact: f.Failed) -> dict[str, Any]:
+    stopping = row["stopping"] and row["status"] == "failed"
+    return {"status": "failed", "restart": fact.restart_at_ms, "stopping": stopping}
 
 
 CHANGES: dict[type, Any] = {
     f.Booted: _as("running"),
     f.Woken: _as("running"),
     f.Slept: lambda _, __: {"status": "sleeping"},
+    f.StopBegun: lambda _, __: {"stopping": True},
     f.Stopped: _as("stopped"),
-    f.Failed: lambda _, fact: {"status": "failed", "restart": fact.restart_at_ms},
+    f.StopFailed: lambda _, __: {"stopping": False},
+    f.Failed: _failed,
     f.RestartBegun: lambda _, __: {},
     f.RestartFailed: lambda _, fact: {"restart": fact.restart_at_ms},
     f.RestartsGivenUp: lambda _, __: {"restart": None},
@@ -197,7 +205,7 @@ class UserCells:
         status = row["status"] if row else GONE
         leaving = status == "destroying"
         self.identity.settle(engine_id, *([GONE] if leaving else []))
-        self.status.settle(status)
+        self.status.settle(status, *(["stopped"] if row and row["stopping"] else []))
         pending = [row["pending"]] if row and row["pending"] else []
         self.key.settle(row["key"] if row else GONE, *pending, *([GONE] if leaving else []))
 
