@@ -49,7 +49,7 @@ from enginegate.audit import ALL_ACTIONS
 from enginegate.backends.base import Connection, Presence
 from enginegate.config import EngineSettings, Idle, Ports, Restart
 from enginegate.keys import digest_hex
-from enginegate.lifecycle import sleeping, verbs
+from enginegate.lifecycle import sleeping, stopping, verbs
 from enginegate.model import Status
 from tests.api.conftest import OpenGate
 from tests.api.provocations import BY_CODE, internal_error, payload_too_large, quota_exceeded
@@ -1574,8 +1574,8 @@ class TestSection24Concurrency:
         self, gate: Gate, monkeypatch: pytest.MonkeyPatch, verb: str, state: str
     ) -> None:
         """Then the caller is told so, the state is as before, and the failure is audited."""
-        monkeypatch.setattr(verbs, "STOP_GRACE_S", 0.02)
-        monkeypatch.setattr(verbs, "SLACK_S", 0.02)
+        monkeypatch.setattr(stopping, "STOP_GRACE_S", 0.02)
+        monkeypatch.setattr(stopping, "SLACK_S", 0.02)
         monkeypatch.setattr(sleeping, "PAUSE_S", 0.02)
         await begin(gate, verb)
         answer = await gate.post(f"/engines/ann/{verb}")  # joins the one that hangs
@@ -1586,7 +1586,7 @@ class TestSection24Concurrency:
 
     async def test_deadlines_are_those_of_the_contract(self) -> None:
         """A stop is answered within 30 + 5 s, whatever the backend does."""
-        assert (verbs.STOP_GRACE_S, verbs.SLACK_S) == (30, 5)
+        assert (stopping.STOP_GRACE_S, stopping.SLACK_S) == (30, 5)
 
 
 class TestSection25StatusMetricsAudit:

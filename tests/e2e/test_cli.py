@@ -364,7 +364,7 @@ def test_following_for_people_is_a_line_an_entry(server: Server, tmp_path: Path,
     finally:
         tail.send_signal(signal.SIGINT)
         tail.wait(30)
-    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z  \w+ +ok +\w+", shown)
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z  \w+ +(ok|denied) +\w+", shown)
 
 
 # --- errors -------------------------------------------------------------------------------------
