@@ -15,24 +15,24 @@ Health = Literal["ok", "full", "failed"]
 
 
 class Condition:
-    """The latch of one journal. `full` is set while no segment can be begun."""
+    """The latch of one journal, and its `room`. `full` is set while no segment can be begun."""
 
     def __init__(self, room: Room, directory: Path) -> None:
         self.full = False
         self._failure: str | None = None
-        self._room = room
+        self.room = room
         self._directory = directory
 
     @property
     def status(self) -> Health:
         if self._failure is not None:
             return "failed"
-        return "full" if self.full or self._room.low else "ok"
+        return "full" if self.full or self.room.low else "ok"
 
     def check(self) -> Health:
         """Return the status after a look at the disk."""
         if self._failure is None:
-            self._room.look()
+            self.room.look()
         return self.status
 
     def fail(self, reason: str) -> None:

@@ -42,8 +42,7 @@ class Generations:
 
     def make(self, encoded: Iterable[bytes], at: Position, *, rest: Rest = no_rest) -> Path:
         """Write a snapshot under its temporary name, and return the name it will have."""
-        with self._condition.latching():
-            path, self.newest_bytes = self._new.snapshot(encoded, at, rest=rest)
+        path, self.newest_bytes = self._new.snapshot(encoded, at, rest=rest)
         return path
 
     def publish(self, path: Path, at: Position) -> None:

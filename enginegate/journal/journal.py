@@ -79,11 +79,11 @@ class Journal:
         self._ends, self._last, self._tear = recovered.ends, recovered.last, recovered.tear
         self.archive = Archive(storage, directory)
         self._room = Room(storage, directory)
+        self._condition = Condition(self._room, directory)
         origin = Origin(self.instance, self.epoch, key_id)
         self._new = NewFiles(
-            storage, directory, self._room, clock, origin, segment_bytes=segment_bytes
+            storage, directory, self._condition, clock, origin, segment_bytes=segment_bytes
         )
-        self._condition = Condition(self._room, directory)
         self._generations = Generations(
             storage,
             self._new,
@@ -230,10 +230,10 @@ class Journal:
             self._tear = None
         if self._segment:  # an earlier try came so far, and no further
             self._segment.close()
-        encoded = self._new.encode_snapshot(state, at := self._position)
-        path = self._generations.make(encoded, at)
+        at = self._position
+        path = self._generations.make(self._new.encode_snapshot(state, at), at)
         try:
-            segment = self._create_segment(genesis=self.fresh and not state)
+            segment = self._new.segment(at, genesis=self.fresh and not state)
             keep(self._storage, self._last)
             self._publish(segment)
         except BaseException:  # cleaned up, and raised again
@@ -254,7 +254,7 @@ class Journal:
         with self._writing:
             self._condition.demand_usable()
             old, at = self._current, self._position
-            self._publish(self._create_segment(genesis=False, room=room))
+            self._publish(self._new.segment(at, genesis=False, room=room))
             old.close()
             self.archive.trim([(old.path, old.end)])
             return at
@@ -384,10 +384,6 @@ class Journal:
         link = segment.link
         number = self._position.number + count
         self._position = Position(link.sequence, number, link.crc, self.bytes_written)
-
-    def _create_segment(self, *, genesis: bool, room: int = 0) -> Segment:
-        with self._condition.latching():
-            return self._new.segment(self._position, genesis=genesis, room=room)
 
     def _publish(self, segment: Segment) -> None:
         """Put a new segment into use."""

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from enginegate.clock import Clock
+from enginegate.journal.condition import Condition
 from enginegate.journal.files import Rest, no_rest, segment_name, snapshot_name
 from enginegate.journal.payloads import SEGMENT, SNAPSHOT, FileHeader
 from enginegate.journal.recovery import Position
-from enginegate.journal.room import SPARE_BYTES, Room
+from enginegate.journal.room import SPARE_BYTES
 from enginegate.journal.segments import Segment, create_segment
 from enginegate.journal.snapshot import create_snapshot, encode_snapshot
 from enginegate.journal.storage import Storage
@@ -27,13 +28,16 @@ class Origin(NamedTuple):
 
 
 class NewFiles:
-    """Makes segments and snapshots under temporary names; who calls publishes them."""
+    """Makes segments and snapshots under temporary names; who calls publishes them.
+
+    What fails for good on the way latches the journal.
+    """
 
     def __init__(
         self,
         storage: Storage,
         directory: Path,
-        room: Room,
+        condition: Condition,
         clock: Clock,
         origin: Origin,
         *,
@@ -41,7 +45,8 @@ class NewFiles:
     ) -> None:
         self._storage = storage
         self._directory = directory
-        self._room = room
+        self._condition = condition
+        self._room = condition.room
         self._clock = clock
         self._origin = origin
         self._segment_bytes = segment_bytes
@@ -54,7 +59,8 @@ class NewFiles:
         size = max(self._segment_size(), room + room // 8 + _FRAME_SLACK_BYTES)
         header = self._header(SEGMENT, at, size_bytes=size, genesis=genesis)
         name = segment_name(self._origin.epoch, header.sequence)
-        return create_segment(self._storage, self._directory, name, header)
+        with self._condition.latching():
+            return create_segment(self._storage, self._directory, name, header)
 
     def encode_snapshot(self, records: Iterable[SnapshotRecord], at: Position) -> Iterator[bytes]:
         """Yield the bytes of a snapshot of that state, piece by piece."""
@@ -65,7 +71,8 @@ class NewFiles:
     ) -> tuple[Path, int]:
         """Make a snapshot; return its name to be, and its bytes. Raises like `segment`."""
         path = self._directory / snapshot_name(self._origin.epoch, at.sequence)
-        return path, create_snapshot(self._storage, path, encoded, rest=rest)
+        with self._condition.latching():
+            return path, create_snapshot(self._storage, path, encoded, rest=rest)
 
     def keep_ballast(self, snapshot_bytes: int) -> None:
         """Keep what a start on a full disk needs: a small segment and a grown snapshot."""

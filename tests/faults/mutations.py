@@ -154,11 +154,11 @@ MUTATIONS = (
         (
             Change(
                 "journal/journal.py",
-                "            segment = self._create_segment(genesis=self.fresh and not state)\n"
+                "            segment = self._new.segment(at, genesis=self.fresh and not state)\n"
                 "            keep(self._storage, self._last)\n"
                 "            self._publish(segment)\n",
                 "            if self._last is None:\n"
-                "                self._publish(self._create_segment(genesis=not state))\n"
+                "                self._publish(self._new.segment(at, genesis=not state))\n"
                 "            else:\n"
                 "                self._segment = _reopened(self._storage, self._last, at)\n"
                 "                self._ends = []\n",
