@@ -228,8 +228,9 @@ class Journal:
             with self._condition.latching():
                 self.warnings.append(quarantine(self._storage, self.directory, self._tear))
             self._tear = None
-        if self._segment:  # an earlier try came so far, and no further
-            self._segment.close()
+        earlier, self._segment = self._segment, None
+        if earlier:  # a try came so far, and no further; its number may be a stranger's next
+            earlier.close()
         at = self._position
         path = self._generations.make(self._new.encode_snapshot(state, at), at)
         try:
@@ -242,7 +243,7 @@ class Journal:
         self.archive.trim(self._ends)
         self._generations.publish(path, at)
         self.archive.look()
-        self._waiting = None
+        self._waiting, self._condition.full = None, False
         self._room.look()
 
     def rotate(self, *, room: int = 0) -> Position:
@@ -391,6 +392,6 @@ class Journal:
             publish_segment(self._storage, segment)
         self._segment = segment
         self._sealed = True
-        self._condition.full = False
+        self._condition.full = self._waiting is not None  # then the snapshot is still to come
         self.archive.add(segment.path.name, segment.header)
         self._advance(segment, segment.end, 0)
