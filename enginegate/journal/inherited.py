@@ -7,8 +7,8 @@ disk before they are: a power cut would turn them into damage.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 from enginegate.journal.failures import JournalFailed, live_file
@@ -18,13 +18,19 @@ from enginegate.journal.storage import Storage
 log = logging.getLogger("enginegate.journal")
 
 
-class Inherited(NamedTuple):
-    """A segment that was read back: its size, how many bytes of it count, and their CRC-32."""
+@dataclass(slots=True)
+class Inherited:
+    """A segment that was read back: its size, how many bytes of it count, and their CRC-32.
+
+    `rescued` are those bytes, once the disk is known not to have them. The file is asked for
+    nothing after that: another sync would succeed without writing, another read give less.
+    """
 
     path: Path
     size: int
     end: int
     check: int
+    rescued: bytes | None = None
 
 
 def keep(storage: Storage, inherited: Inherited | None) -> None:
@@ -34,19 +40,33 @@ def keep(storage: Storage, inherited: Inherited | None) -> None:
     """
     if inherited is None:
         return
+    if inherited.rescued is None:
+        used = _read_again(storage, inherited)
+        if not _on_disk(storage, inherited):
+            log.warning("%s was never wholly on the disk; it is written anew", inherited.path)
+            inherited.rescued = used
+    if inherited.rescued is not None:
+        _write_anew(storage, inherited, inherited.rescued)
+    with live_file(inherited.path):
+        storage.sync_directory(inherited.path.parent)  # its name may be as new as that
+
+
+def _read_again(storage: Storage, inherited: Inherited) -> bytes:
     with live_file(inherited.path):
         used = read_start(storage, inherited.path, inherited.end)
     if crc32(used) != inherited.check:
         raise JournalFailed(
             "it changed while it was read", path=str(inherited.path), hint="Start again."
         )
-    if not _on_disk(storage, inherited):
-        log.warning("%s was never wholly on the disk; it is written anew", inherited.path)
-        fd, _ = write_new(storage, inherited.path, [used], allocate_bytes=inherited.size)
-        storage.close(fd)
-        publish(storage, inherited.path)
-    with live_file(inherited.path):
-        storage.sync_directory(inherited.path.parent)  # its name may be as new as that
+    return used
+
+
+def _write_anew(storage: Storage, inherited: Inherited, used: bytes) -> None:
+    """Put another file in its place; that one is synced like any other."""
+    fd, _ = write_new(storage, inherited.path, [used], allocate_bytes=inherited.size)
+    storage.close(fd)
+    publish(storage, inherited.path)
+    inherited.rescued = None
 
 
 def _on_disk(storage: Storage, inherited: Inherited) -> bool:

@@ -218,7 +218,7 @@ class Journal:
         except JournalFull as error:
             if not may_wait:
                 raise
-            keep(self._storage, self._last)  # what is shown from now on must outlive the power
+            self._keep()  # what is shown from now on must outlive the power
             log.warning("changes are refused until there is room: %s", error)
             self._waiting, self._condition.full = state, True
 
@@ -234,9 +234,8 @@ class Journal:
         at = self._position
         path = self._generations.make(self._new.encode_snapshot(state, at), at)
         try:
-            segment = self._new.segment(at, genesis=self.fresh and not state)
-            keep(self._storage, self._last)
-            self._publish(segment)
+            self._keep()
+            self._publish(self._new.segment(at, genesis=self.fresh and not state))
         except BaseException:  # cleaned up, and raised again
             discard(self._storage, path.with_name(path.name + ".tmp"))
             raise
@@ -245,6 +244,10 @@ class Journal:
         self.archive.look()
         self._waiting, self._condition.full = None, False
         self._room.look()
+
+    def _keep(self) -> None:
+        with self._condition.latching():
+            keep(self._storage, self._last)
 
     def rotate(self, *, room: int = 0) -> Position:
         """Begin a new segment, with `room` bytes at least; return the position in between.

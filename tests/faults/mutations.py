@@ -154,9 +154,9 @@ MUTATIONS = (
         (
             Change(
                 "journal/journal.py",
-                "            segment = self._new.segment(at, genesis=self.fresh and not state)\n"
-                "            keep(self._storage, self._last)\n"
-                "            self._publish(segment)\n",
+                "            self._keep()\n"
+                "            self._publish(self._new.segment(at, genesis=self.fresh and not"
+                " state))\n",
                 "            if self._last is None:\n"
                 "                self._publish(self._new.segment(at, genesis=not state))\n"
                 "            else:\n"

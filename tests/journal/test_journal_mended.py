@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enginegate.journal import Journal, JournalFull, verify
+from enginegate.journal import Journal, JournalFailed, JournalFull, verify
 from tests.journal.rig import (
     FaultyStorage,
     begun,
@@ -15,6 +15,7 @@ from tests.journal.rig import (
     note,
     opened,
     product,
+    segments,
     tail_of,
 )
 
@@ -142,3 +143,61 @@ def test_a_start_that_waits_is_full_until_all_of_it_is_there(killed, storage):
         journal.heal()
         assert journal.check() == "ok"
         assert journal.append([booted(1)]) == 2
+
+
+# --- the last segment of an earlier process -----------------------------------------------------
+
+
+def test_a_failed_sync_while_healing_is_final(killed, storage):
+    """A second one would succeed without having written anything: nothing is asked again."""
+    storage.faults["create"] = errno.ENOSPC
+    with opened(killed, storage=storage) as journal:
+        journal.begin([product()], may_wait=True)
+        storage.faults = {"sync_directory": errno.EIO}
+        storage.once = True
+        with pytest.raises(JournalFailed):
+            journal.heal()
+        assert journal.check() == "failed"
+        storage.asked.clear()
+        with pytest.raises(JournalFailed):
+            journal.heal()
+        with pytest.raises(JournalFailed):
+            journal.append([booted(1)])
+        assert storage.asked == []
+    assert tail_of(killed) == [(1, booted())]
+
+
+def test_a_failed_sync_of_a_start_that_would_wait_is_final(killed, storage):
+    """What is shown while it waits must be on the disk; where that is unknown nothing begins."""
+    storage.faults = {"create": errno.ENOSPC, "sync_directory": errno.EIO}
+    with opened(killed, storage=storage) as journal:
+        with pytest.raises(JournalFailed):
+            journal.begin([product()], may_wait=True)
+        assert journal.status == "failed"
+
+
+def test_an_inherited_segment_whose_sync_failed_is_not_synced_again(killed, storage):
+    """It is written anew from what was read back, however often that takes another try."""
+    storage.unsynced = segments(killed)[0].name
+    storage.faults["create"], storage.only = errno.ENOSPC, storage.unsynced
+    with opened(killed, storage=storage) as journal:
+        with pytest.raises(JournalFull):
+            journal.begin([product()], may_wait=True)
+        assert storage.failed_syncs == 1
+        storage.unsynced = ""  # the next sync would have nothing left to write
+        storage.faults.clear()
+        journal.begin([product()])
+        assert storage.failed_syncs == 1
+        assert [fact for _, fact in journal.history()] == [booted()]
+    assert verify(killed).verdict == "clean"
+
+
+def test_a_start_that_cannot_keep_what_it_read_leaves_nothing_behind(killed, storage):
+    """No open file and no half one: the next try may be an hour away."""
+    storage.unsynced = segments(killed)[0].name
+    storage.faults["create"], storage.only = errno.ENOSPC, storage.unsynced
+    with opened(killed, storage=storage) as journal:
+        with pytest.raises(JournalFull):
+            journal.begin([product()], may_wait=True)
+        assert not storage.open_files
+        assert leftovers(killed) == []
