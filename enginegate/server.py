@@ -283,7 +283,12 @@ class Parts:
         """Now and then: drop what is older or larger than `[audit]` allows."""
         audit = self.ground.config.audit
         while True:
-            await asyncio.to_thread(journal.retain, days=audit.retention_days, max_mb=audit.max_mb)
+            try:
+                await asyncio.to_thread(
+                    journal.retain, days=audit.retention_days, max_mb=audit.max_mb
+                )
+            except OSError as error:  # the disk's, or too many open files; admits go on with both
+                log.warning("old entries are kept for now: %s", error)
             await self.ground.clock.sleep(RETAIN_EVERY_S)
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
 from enginegate.journal import frames
-from enginegate.journal.files import Entry, discard, listing, open_file, read_start, read_whole
+from enginegate.journal.files import (
+    Entry,
+    discard,
+    glance,
+    listing,
+    open_file,
+    read_start,
+    read_whole,
+)
 from enginegate.journal.frames import Frame, Link
 from enginegate.journal.names import Names, named
 from enginegate.journal.payloads import (
@@ -60,7 +68,7 @@ class Archive:
 
     def prune(self) -> None:
         """Remove snapshots beyond the third generation; their segments become archive."""
-        for entry in listing(self._storage, self._directory).snapshots[:-GENERATIONS]:
+        for entry in glance(self._storage, self._directory).snapshots[:-GENERATIONS]:
             discard(self._storage, self._directory / entry.name)
 
     def retain(self, *, days: float, max_mb: float, now_ms: int) -> int:
@@ -92,7 +100,7 @@ class Archive:
 
     def look(self) -> None:
         """See how far back the segments go: `oldest_number` is the first fact's, 0 if unknown."""
-        segments = listing(self._storage, self._directory).segments
+        segments = glance(self._storage, self._directory).segments
         header = self._header(segments[0]) if segments else None
         self.oldest_number = header.number if header else 0
 

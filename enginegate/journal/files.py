@@ -11,14 +11,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 from zlib import crc32
 
 from enginegate.errors import JournalError
-from enginegate.journal.failures import JournalFailed, new_file
+from enginegate.journal.failures import JournalFailed, JournalFull, new_file
 from enginegate.journal.storage import Storage
 
 log = logging.getLogger("enginegate.journal")
@@ -31,6 +31,7 @@ ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chm
 
 BLOCK_BYTES = 128 * 1024
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 _ODD = {
     stat.S_IFIFO: "a pipe, not a regular file",
@@ -85,6 +86,18 @@ def listing(storage: Storage, directory: Path) -> Listing:
     found.segments.sort()
     found.snapshots.sort()
     return found
+
+
+def glance(storage: Storage, directory: Path) -> Listing:
+    """Return what `listing` does, nothing where the directory cannot be read just now.
+
+    For what does no harm if it is done later.
+    """
+    try:
+        return listing(storage, directory)
+    except OSError as error:
+        log.warning("%s cannot be read: %s", directory, error.strerror or error)
+        return Listing([], [], [])
 
 
 def open_file(storage: Storage, path: Path) -> int:
@@ -160,7 +173,7 @@ def write_new(
     Raises JournalFull where there is no room (the file is gone again), JournalFailed otherwise.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    with new_file(temporary):
+    with new_file(temporary), spare_descriptor(temporary):
         fd = storage.create(temporary)
     try:
         with new_file(temporary):
@@ -181,6 +194,21 @@ def write_new(
         discard(storage, temporary)
         raise
     return fd, length
+
+
+@contextmanager
+def spare_descriptor(path: Path) -> Iterator[None]:
+    """Translate that no more files can be opened, for us or the whole machine: `JournalFull`.
+
+    Like room it comes back by itself, and like a full disk it is told before anything was
+    written or synced: so there is nothing unknown that a restart would have to find out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_DESCRIPTOR:
+            raise
+        raise JournalFull(f"no file can be opened: {error.strerror}", path=str(path)) from error
 
 
 def publish(storage: Storage, path: Path) -> None:
@@ -213,8 +241,8 @@ def discard(storage: Storage, path: Path) -> None:
 
 
 def clear_leftovers(storage: Storage, directory: Path) -> None:
-    """Remove the files that a crash left under temporary names."""
-    for name in listing(storage, directory).temporary:
+    """Remove the files that a crash left under temporary names, if that is possible."""
+    for name in glance(storage, directory).temporary:
         discard(storage, directory / name)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from zlib import crc32
 
 from enginegate.journal.failures import JournalFailed, live_file
-from enginegate.journal.files import publish, read_start, write_new
+from enginegate.journal.files import publish, read_start, spare_descriptor, write_new
 from enginegate.journal.storage import Storage
 
 log = logging.getLogger("enginegate.journal")
@@ -47,12 +47,12 @@ def keep(storage: Storage, inherited: Inherited | None) -> None:
             inherited.rescued = used
     if inherited.rescued is not None:
         _write_anew(storage, inherited, inherited.rescued)
-    with live_file(inherited.path):
+    with live_file(inherited.path), spare_descriptor(inherited.path):
         storage.sync_directory(inherited.path.parent)  # its name may be as new as that
 
 
 def _read_again(storage: Storage, inherited: Inherited) -> bytes:
-    with live_file(inherited.path):
+    with live_file(inherited.path), spare_descriptor(inherited.path):
         used = read_start(storage, inherited.path, inherited.end)
     if crc32(used) != inherited.check:
         raise JournalFailed(

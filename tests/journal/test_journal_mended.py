@@ -1,12 +1,17 @@
 """What goes wrong in the middle of a start, of a retry or of clearing out, and what stays."""
 
+import asyncio
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from enginegate.journal import Journal, JournalFailed, JournalFull, verify
+from enginegate.server import RETAIN_EVERY_S, Parts
+from tests.fakes import ManualClock as LoopClock
 from tests.journal.rig import (
     FaultyStorage,
     begun,
@@ -16,6 +21,7 @@ from tests.journal.rig import (
     opened,
     product,
     segments,
+    snapshots,
     tail_of,
 )
 
@@ -201,3 +207,93 @@ def test_a_start_that_cannot_keep_what_it_read_leaves_nothing_behind(killed, sto
             journal.begin([product()], may_wait=True)
         assert not storage.open_files
         assert leftovers(killed) == []
+
+
+# --- no descriptor is left ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_heal_like_a_full_disk(tmp_path, storage, number):
+    """Nothing was written and no sync has failed: it goes on once files can be opened."""
+    with begun(tmp_path / "data", [product()], storage=storage) as journal:
+        at = journal.rotate()
+        storage.faults["create"] = number
+        with pytest.raises(JournalFull, match="no file can be opened"):
+            journal.write_snapshot([product()], state_at=at)
+        assert journal.status == "ok"
+        with pytest.raises(JournalFull, match="no file can be opened"):
+            fill(journal)
+        assert journal.check() == "full"
+        storage.faults.clear()
+        journal.heal()
+        assert journal.check() == "ok"
+        last = journal.append([booted()])
+    assert [number for number, _ in tail_of(tmp_path / "data")] == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("operation", ["open", "sync_directory"])
+def test_a_start_that_waits_goes_on_waiting_for_a_descriptor(killed, storage, operation):
+    """The segment read back could not be opened, or its directory: no sync of it has failed."""
+    storage.faults["create"] = errno.ENOSPC
+    with opened(killed, storage=storage) as journal:
+        journal.begin([product()], may_wait=True)
+        storage.faults = {operation: errno.EMFILE}
+        storage.once = True
+        storage.only = segments(killed)[0].name
+        with pytest.raises(JournalFull, match="no file can be opened"):
+            journal.heal()
+        journal.heal()
+        assert journal.append([booted(1)]) == 2
+
+
+def test_a_directory_that_cannot_be_read_for_a_while_stops_nothing(killed, storage, caplog):
+    """Clearing out is left for later; what is durable is not said to have failed."""
+    storage.faults["create"] = errno.ENOSPC
+    with opened(killed, storage=storage) as journal:
+        journal.begin([product()], may_wait=True)
+        storage.faults.clear()
+        storage.blind = True
+        journal.heal()
+        assert journal.check() == "ok"
+        for _ in range(3):
+            journal.write_snapshot([product()], state_at=journal.rotate())
+        assert len(snapshots(killed)) == 5
+        assert journal.archive.oldest_number == 0
+        storage.blind = False
+        journal.write_snapshot([product()], state_at=journal.rotate())
+        assert len(snapshots(killed)) == 3
+    assert "Too many open files" in caplog.text
+
+
+async def asleep(clock: LoopClock, work: asyncio.Task[None]) -> None:
+    """Wait until the work sleeps; raise what it has ended with instead."""
+    async with asyncio.timeout(5):
+        while not clock.sleepers:
+            await asyncio.sleep(0.001)
+            if work.done():
+                work.result()
+
+
+async def test_retention_that_fails_is_tried_again(caplog):
+    """It ends neither itself nor what runs beside it."""
+    tries: list[float] = []
+
+    def retain(*, days: float, max_mb: float) -> int:
+        tries.append(days)
+        if len(tries) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return 0
+
+    clock = LoopClock()
+    audit = SimpleNamespace(retention_days=30.0, max_mb=100.0)
+    parts: Any = SimpleNamespace(
+        ground=SimpleNamespace(config=SimpleNamespace(audit=audit), clock=clock)
+    )
+    journal: Any = SimpleNamespace(retain=retain)
+    work = asyncio.create_task(Parts._retain_forever(parts, journal))
+    await asleep(clock, work)
+    assert "Too many open files" in caplog.text
+    await clock.advance(RETAIN_EVERY_S)
+    await asleep(clock, work)
+    assert len(tries) == 2
+    work.cancel()
