@@ -74,7 +74,8 @@ class Archive:
     def retain(self, *, days: float, max_mb: float, now_ms: int) -> int:
         """Remove archived segments whose facts are all older than that, or over the size.
 
-        Always the oldest first, so that what stays has no gap. Returns how many were removed.
+        Always the oldest first, and no further than the first that cannot be removed, so that
+        what stays has no gap. Returns how many were removed.
         """
         before_ms, max_bytes = now_ms - round(days * DAY_MS), round(max_mb * MIB)
         found = listing(self._storage, self._directory)
@@ -89,7 +90,8 @@ class Archive:
             header = next(filter(None, map(self._header, found.segments[place:])), None)
             if total <= max_bytes and not (header and header.created_at_ms < before_ms):
                 break
-            discard(self._storage, self._directory / entry.name)
+            if not discard(self._storage, self._directory / entry.name):
+                break
             self._headers.pop(entry.name, None)
             self._names.pop(entry.name, None)
             self._told.discard(entry.name)

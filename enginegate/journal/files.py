@@ -232,12 +232,14 @@ def write_all(storage: Storage, fd: int, data: bytes, offset: int) -> None:
         taken += more
 
 
-def discard(storage: Storage, path: Path) -> None:
-    """Remove a file if that is possible; what stays does no harm."""
+def discard(storage: Storage, path: Path) -> bool:
+    """Remove a file if that is possible, and tell whether it was; what stays does no harm."""
     try:
         storage.unlink(path)
     except OSError as error:
         log.warning("%s stays behind: %s", path, error.strerror or error)
+        return False
+    return True
 
 
 def clear_leftovers(storage: Storage, directory: Path) -> None:

@@ -14,9 +14,11 @@ from enginegate.server import RETAIN_EVERY_S, Parts
 from tests.fakes import ManualClock as LoopClock
 from tests.journal.rig import (
     FaultyStorage,
+    ManualClock,
     begun,
     booted,
     crash,
+    grow,
     note,
     opened,
     product,
@@ -297,3 +299,23 @@ async def test_retention_that_fails_is_tried_again(caplog):
     await asleep(clock, work)
     assert len(tries) == 2
     work.cancel()
+
+
+# --- what cannot be removed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_segment_that_cannot_be_removed_keeps_those_after_it(tmp_path, storage, place):
+    """Retention makes no gap: it goes as far as it can, and on from there the next time."""
+    clock = ManualClock()
+    grow(tmp_path / "data", 6, clock)
+    with begun(tmp_path / "data", [product()], clock=clock, storage=storage) as journal:
+        all_of_them = segments(tmp_path / "data")
+        storage.faults["unlink"], storage.only = errno.EPERM, all_of_them[place].name
+        assert journal.retain(days=0, max_mb=0) == place
+        assert segments(tmp_path / "data") == all_of_them[place:]
+        assert [number for number, _ in journal.history()] == list(range(6, place, -1))
+        assert verify(tmp_path / "data").verdict == "clean"
+        storage.faults.clear()
+        assert journal.retain(days=0, max_mb=0) == 4 - place
+    assert verify(tmp_path / "data").verdict == "clean"
