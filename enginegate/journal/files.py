@@ -278,11 +278,15 @@ def prepare_directory(directory: Path) -> list[str]:
         if not directory.exists():
             directory.mkdir(mode=0o700, parents=True)
             directory.chmod(0o700)
-        status = directory.stat()
-        os.listdir(directory)  # noqa: PTH208 - only to see whether it is one
+        return _tighten(directory)
     except OSError as error:
         message = f"the data directory cannot be used: {error.strerror}"
         raise JournalError(message, path=str(directory), exit_code=EX_CONFIG) from error
+
+
+def _tighten(directory: Path) -> list[str]:
+    """Take from others what they should not have had, the files as well; return warnings."""
+    status, paths = directory.stat(), sorted(directory.iterdir())
     if status.st_uid != os.geteuid():
         raise JournalError(
             f"the data directory belongs to user {status.st_uid}, not to us ({os.geteuid()})",
@@ -294,25 +298,22 @@ def prepare_directory(directory: Path) -> list[str]:
         directory.chmod(0o700)
         mode = status.st_mode & 0o777
         warnings.append(f"{directory} was open to others (mode {mode:04o}); now it is 0700")
-    return warnings + _tighten_files(directory)
-
-
-def _tighten_files(directory: Path) -> list[str]:
-    """Take from others what they should not have had."""
-    warnings = []
-    for path in sorted(directory.iterdir()):
+    for path in paths:
         if not _PATTERN.fullmatch(path.name.removesuffix(TEMPORARY)):
             continue
-        mode = path.lstat().st_mode
-        if stat.S_ISREG(mode) and mode & 0o077:
-            warnings.append(f"{path} {_tightened(path, mode & 0o777)}")
+        with suppress(FileNotFoundError):  # a server is at work here; the lock will tell
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                warnings.append(f"{path} {_tightened(path, mode & 0o777)}")
     return warnings
 
 
 def _tightened(path: Path, mode: int) -> str:
-    """Take a file from others; return what is said of it."""
+    """Take a file from others; return what is said of it. Raises FileNotFoundError."""
     try:
         path.chmod(0o600)
+    except FileNotFoundError:
+        raise
     except OSError as error:  # it is somebody else's; whether we may read it is seen when we do
         return f"is open to others (mode {mode:04o}) and stays so: {error.strerror}"
     return f"was open to others (mode {mode:04o}); now it is 0600"

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from enginegate.errors import JournalError
 from enginegate.journal import Journal, JournalFailed, JournalFull, verify
+from enginegate.journal.files import prepare_directory
 from enginegate.server import RETAIN_EVERY_S, Parts
 from tests.fakes import ManualClock as LoopClock
 from tests.journal.rig import (
@@ -319,3 +321,34 @@ def test_a_segment_that_cannot_be_removed_keeps_those_after_it(tmp_path, storage
         storage.faults.clear()
         assert journal.retain(days=0, max_mb=0) == 4 - place
     assert verify(tmp_path / "data").verdict == "clean"
+
+
+# --- the place ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["lstat", "chmod"])
+def test_a_file_that_goes_while_it_is_looked_at_stops_no_start(killed, monkeypatch, operation):
+    """A server that runs removes and renames files; it is the lock that says that it runs."""
+    segments(killed)[0].chmod(0o644)
+    really = getattr(Path, operation)
+
+    def vanished(path: Path, *args: int) -> object:
+        if path.suffix == ".egj":
+            path.unlink()
+        return really(path, *args)
+
+    monkeypatch.setattr(Path, operation, vanished)
+    assert prepare_directory(killed) == []
+
+
+def test_a_directory_that_cannot_be_tightened_is_told(killed, monkeypatch):
+    """Open to others on a read-only mount: exit code 78, with the system's words."""
+    killed.chmod(0o755)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(JournalError, match="cannot be used: Read-only file system") as caught:
+        prepare_directory(killed)
+    assert caught.value.exit_code == 78
