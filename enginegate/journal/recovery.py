@@ -91,7 +91,6 @@ class Recovered:
     fresh: bool
     instance: str = ""
     epoch: int = 0
-    key_id: str = ""
     position: Position = _START
     snapshot: list[SnapshotRecord] = field(default_factory=list)
     snapshot_bytes: int = 0
@@ -167,7 +166,7 @@ def _load_snapshot(
             state.warnings.append(f"{path} is damaged at offset {loaded}; an older one is used")
             continue
         header, state.snapshot = loaded
-        state.instance, state.key_id = header.instance, header.key_id
+        state.instance = header.instance
         state.position = Position(header.sequence, header.number, header.crc)
         state.snapshot_bytes = len(data)
         return
@@ -228,7 +227,7 @@ def _replay(
         )
         if not state.instance and not content.header.genesis:
             damage("the snapshot before it is missing", directory / entry.name, 0)
-        state.instance, state.key_id = content.header.instance, content.header.key_id
+        state.instance = content.header.instance
         state.position, state.tear = content.position, content.tear
         state.tail += content.facts
         if following is None:
