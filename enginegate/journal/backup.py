@@ -18,7 +18,6 @@ from enginegate.journal.failures import JournalFailed, JournalFull, live_file, n
 from enginegate.journal.files import (
     ACCESS_HINT,
     EX_CONFIG,
-    EX_FAILED,
     Entry,
     discard,
     listing,
@@ -90,13 +89,13 @@ def _written(target: Path) -> Iterator[None]:
         raise _full(target, error.__cause__) from error
     except JournalFailed as error:
         message = f"no backup was made: {Fault.of(error).message}"
-        raise JournalFailed(message, path=error.path, exit_code=EX_FAILED) from error
+        raise JournalFailed(message, path=error.path) from error
 
 
 def _full(target: Path, error: BaseException | None) -> JournalFull:
     why = getattr(error, "strerror", error)
     message = f"no backup was made, the disk that the copy goes to is full: {why}"
-    return JournalFull(message, path=str(target), exit_code=EX_FAILED)
+    return JournalFull(message, path=str(target))
 
 
 def _remove(made: list[Path]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from enginegate.errors import JournalError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_EX_FAILED = 1
 
 
 class _WriteError(JournalError):
@@ -24,6 +25,10 @@ class _WriteError(JournalError):
     """
 
     durable: int = 0
+
+    def __init__(self, message: str, *, path: str, hint: str = "") -> None:
+        # Not that of damage, after which a supervisor tries no more: trying again may help.
+        super().__init__(message, path=path, hint=hint, exit_code=_EX_FAILED)
 
 
 class JournalFull(_WriteError):  # noqa: N818 - a state of the journal, named as `status` says it
@@ -63,5 +68,5 @@ def _failed(error: OSError, path: Path) -> JournalFailed:
     return JournalFailed(
         f"writing failed: {error.strerror or error}",
         path=str(path),
-        hint="Restart enginegate: it recovers into new files.",
+        hint="Start again: it recovers into new files.",
     )

@@ -122,6 +122,21 @@ def test_a_start_without_room_for_anything_waits_for_it(fleet: Fleet) -> None:
     assert fleet.call("DELETE", "/engines/cid").status_code == 200
 
 
+def test_a_tool_on_a_full_disk_tells_it_from_damage(fleet: Fleet) -> None:
+    """Exit code 1 with the reason; with room again the same call does its work."""
+    fill(fleet.server.directory)
+    assert fleet.server.stop() == 0
+    (fleet.server.directory / "data" / "ballast").unlink()
+    fill(fleet.server.directory)
+    for verb in ("compact", "repair"):
+        said = fleet.server.cli.run("journal", verb, exits=1).stderr
+        assert said.startswith("no room on disk: No space left on device ("), verb
+    (fleet.server.directory / "filler").unlink()
+    for verb in ("compact", "repair"):
+        fleet.server.cli.run("journal", verb)
+    fleet.server.start()
+
+
 def test_a_disk_smaller_than_a_segment_does(tmp_path: Path) -> None:
     """On 8 MiB the segments are smaller, and two starts find their room."""
     with tmpfs(tmp_path / "disk", 8) as disk:

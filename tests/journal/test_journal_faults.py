@@ -270,7 +270,7 @@ def test_a_failed_write_or_sync_is_final(tmp_path, operation, number):
         journal.append([booted(1)])
         storage.faults[operation] = number
         storage.once = True
-        with pytest.raises(JournalFailed, match="Restart"):
+        with pytest.raises(JournalFailed, match="Start again"):
             journal.append([booted(2)])
         assert journal.status == "failed"
         storage.asked.clear()

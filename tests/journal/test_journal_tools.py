@@ -1,5 +1,6 @@
 """The offline tools: verify, dump, compact, repair."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
-from enginegate.journal import compact, dump, rekey, repair, verify
+from enginegate.journal import JournalFailed, JournalFull, compact, dump, rekey, repair, verify
 from enginegate.model import SnapshotRecord
 from tests.journal.rig import (
     KEY,
@@ -210,6 +211,21 @@ def test_a_tool_says_which_directory_it_cannot_look_into(tmp_path):
     with pytest.raises(JournalError, match="No such file") as caught:
         compact(tmp_path / "missing", KEY, fold)
     assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EIO])
+@pytest.mark.parametrize("operation", ["create", "fsync", "rename", "sync_directory"])
+@pytest.mark.parametrize("tool", [compact, repair, rekey])
+def test_a_full_or_failing_disk_is_no_damage(data, tool, operation, number):
+    """Exit code 1, for it may get better by trying; nobody is told to restart a server for it."""
+    storage = FaultyStorage()
+    storage.faults[operation] = number
+    with pytest.raises((JournalFull, JournalFailed)) as caught:
+        tool(data, KEY, fold, storage=storage)
+    assert caught.value.exit_code == 1
+    assert "enginegate" not in caught.value.hint
+    tool(data, KEY, fold)
+    assert verify(data).verdict == "clean"
 
 
 def test_repair_drops_a_torn_tail(data):
