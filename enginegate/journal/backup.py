@@ -29,13 +29,11 @@ from enginegate.journal.files import (
     write_new,
 )
 from enginegate.journal.frames import Finding, Link
-from enginegate.journal.inspect import Fault, VerifyReport, verify
+from enginegate.journal.inspect import ATTEMPTS, Fault, VerifyReport, verify
 from enginegate.journal.payloads import UnreadableError, decode_header
 from enginegate.journal.recovery import recover
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.journal.traces import demand_journal
-
-ATTEMPTS = 5  # a listing beside a running server may miss a file that is just being made
 
 _OS = OsStorage()
 

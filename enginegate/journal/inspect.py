@@ -25,7 +25,13 @@ from enginegate.journal.files import (
     unreadable,
 )
 from enginegate.journal.journal import Journal
-from enginegate.journal.recovery import Content, Position, load_snapshot, read_segment, recover
+from enginegate.journal.recovery import (
+    Content,
+    Position,
+    load_snapshot,
+    read_segment,
+    recover,
+)
 from enginegate.journal.storage import OsStorage, Storage
 from enginegate.journal.traces import demand_journal
 from enginegate.model import SnapshotRecord
@@ -38,6 +44,9 @@ _SECRET = frozenset({"sealed_key", "key_hash", "old_key_hash"})
 _EXIT_CODES: dict[Verdict, int] = {"clean": 0, "torn": 1, "damage": 2}
 _BACKUP_HINT = "Only a backup from before the damage has what is damaged whole."
 _OS = OsStorage()
+
+ATTEMPTS = 5
+"""So often is read what does not hold still. Damage that is told twice is of the disk."""
 
 
 class Fault(NamedTuple):
@@ -134,8 +143,21 @@ def verify(directory: Path, key_id: str | None = None, *, storage: Storage = _OS
     """Read every file, archived ones included, and say whether a start would accept them.
 
     `key_id` is what a start would demand of the files it reads; None accepts any. Changes
-    nothing, makes no file, takes no lock.
+    nothing, makes no file, takes no lock. Beside a running server what looks like damage may
+    be a file that was just removed or followed by another: then all is read again.
     """
+    report, before = _look(directory, key_id, storage), list[Fault]()
+    for _ in range(ATTEMPTS - 1):
+        if report.verdict != "damage" or report.faults == before:
+            break
+        if not (report.in_use_by or lock_holder(directory)):  # nor did one begin meanwhile
+            break
+        report, before = _look(directory, key_id, storage), report.faults
+    return report
+
+
+def _look(directory: Path, key_id: str | None, storage: Storage) -> VerifyReport:
+    """Read every file once."""
     report = VerifyReport(in_use_by=lock_holder(directory))
     try:
         found = listing(storage, directory)
@@ -304,9 +326,10 @@ def _verify_segments(
     for entry, following in pairwise([*entries, None]):
         assert entry is not None
         report.segments += 1
+        behind = following or _newer(storage, directory, entry)
         try:
             content = read_segment(
-                storage, directory, entry, following, before, instance=instance, key_ids=None
+                storage, directory, entry, behind, before, instance=instance, key_ids=None
             )
         except JournalError as error:
             report.faults.append(Fault.of(error))
@@ -317,3 +340,8 @@ def _verify_segments(
         report.facts += len(content.facts)
         if tear := content.tear:
             report.faults.append(Fault(tear.reason, str(tear.path), tear.offset, "torn"))
+
+
+def _newer(storage: Storage, directory: Path, last: Entry) -> Entry | None:
+    """Return what follows by now: while the others were read, the last may have been trimmed."""
+    return next((one for one in listing(storage, directory).segments if one > last), None)

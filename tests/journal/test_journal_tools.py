@@ -3,13 +3,25 @@
 import errno
 import json
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from enginegate.errors import JournalError
 from enginegate.facts import AnyFact
-from enginegate.journal import JournalFailed, JournalFull, compact, dump, rekey, repair, verify
+from enginegate.journal import (
+    Journal,
+    JournalFailed,
+    JournalFull,
+    OsStorage,
+    compact,
+    dump,
+    rekey,
+    repair,
+    verify,
+)
 from enginegate.model import SnapshotRecord
 from tests.journal.rig import (
     KEY,
@@ -81,6 +93,89 @@ def test_verify_says_who_is_using_the_directory(data):
         (data / "LOCK").unlink()
         assert verify(data).in_use_by == "unknown"
     assert verify(data).in_use_by is None
+
+
+class Busy(OsStorage):
+    """Something goes on beside a reader, right after each of its listings that is not left out."""
+
+    def __init__(self, happen: Callable[[], object], *, times: int) -> None:
+        self.happen, self.times, self.listings = happen, times, 0
+
+    def names(self, directory: Path) -> list[str]:
+        found = super().names(directory)
+        self.listings += 1
+        if self.listings <= self.times:
+            self.happen()
+        return found
+
+
+def turn_over(journal: Journal) -> None:
+    """Make so many generations that all that were kept go away."""
+    for _ in range(3):
+        journal.write_snapshot([product()], state_at=journal.rotate())
+
+
+@pytest.mark.parametrize("happen", [Journal.rotate, turn_over])
+@pytest.mark.parametrize("times", [1, 2, 3, 10])
+def test_what_a_running_server_does_meanwhile_is_no_damage(data, happen, times):
+    """A last segment that was followed and trimmed, snapshots that were removed: read again."""
+    with begun(data, [product()]) as journal:
+        journal.append([note(3)])
+        report = verify(data, storage=Busy(lambda: happen(journal), times=times))
+        assert (report.faults, report.starts, report.in_use_by) == ([], True, str(os.getpid()))
+        assert report.facts == 6
+
+
+def test_damage_beside_a_running_server_is_told_once_it_stays_the_same(data):
+    """A second look finds it again, and not what was of the moment; no third one is taken."""
+    with begun(data, [product()]) as journal:
+        rot(segments(data)[0], 250)
+        quiet = Busy(lambda: None, times=0)
+        found = verify(data, storage=quiet)
+        assert [fault.path for fault in found.faults] == [str(segments(data)[0])]
+        once = quiet.listings
+        report = verify(data, storage=Busy(lambda: turn_over(journal), times=1))
+        assert report.faults == found.faults
+    alone = Busy(lambda: None, times=0)
+    assert verify(data, storage=alone).faults == found.faults
+    assert alone.listings == once // 2
+
+
+def test_a_segment_that_is_followed_while_others_are_read_costs_no_second_look(data):
+    """Reading an archive takes long: a busy server begins new segments during each look at it."""
+
+    class Rotating(OsStorage):
+        looks = 0
+
+        def open(self, path: Path) -> int:
+            if path == segments(data)[0]:
+                self.looks += 1
+                journal.rotate()
+            return super().open(path)
+
+    with begun(data, [product()]) as journal:
+        journal.append([note(3)])
+        storage = Rotating()
+        assert (verify(data, storage=storage).verdict, storage.looks) == ("clean", 1)
+
+
+def test_a_server_that_never_rests_is_not_looked_at_for_ever(data):
+    """After some looks what the last of them found is told."""
+    with begun(data, [product()]) as journal:
+        storage = Busy(lambda: turn_over(journal), times=100)
+        assert verify(data, storage=storage).in_use_by
+        assert storage.listings < 20
+
+
+def test_a_start_meanwhile_is_no_damage(data):
+    """Nobody held the directory when it was first looked at."""
+    with ExitStack() as serving:
+
+        def start() -> None:
+            turn_over(serving.enter_context(begun(data, [product()])))
+
+        report = verify(data, storage=Busy(start, times=1))
+        assert (report.faults, report.in_use_by) == ([], str(os.getpid()))
 
 
 def test_a_torn_tail_is_reported(data):
