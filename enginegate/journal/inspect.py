@@ -28,6 +28,7 @@ from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import (
     Content,
     Position,
+    _demand_segment,
     load_snapshot,
     read_segment,
     recover,
@@ -176,8 +177,8 @@ def _look(directory: Path, key_id: str | None, storage: Storage) -> VerifyReport
 def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]:
     """Yield every fact on disk, oldest first, as `{"number": …, "fact": …}` without secrets.
 
-    Raises JournalError where the directory is in use or damaged, what comes before is yielded,
-    and where there is no journal, before a lock is made.
+    Raises JournalError where the directory is in use or damaged, or lacks its last segment, what
+    comes before is yielded, and where there is no journal, before a lock is made.
     """
     demand_journal(directory, storage=storage)
     lock = lock_directory(directory)
@@ -185,6 +186,9 @@ def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]
         for content in _contents(storage, directory):
             for number, fact in content.facts:
                 yield {"number": number, "fact": masked(fact)}
+        found = listing(storage, directory)
+        if found.snapshots:
+            _demand_segment(directory, found)
     finally:
         os.close(lock)
 

@@ -25,6 +25,7 @@ from enginegate.journal import (
 from enginegate.model import SnapshotRecord
 from tests.journal.rig import (
     KEY,
+    SEGMENT_BYTES,
     FaultyStorage,
     begun,
     booted,
@@ -255,6 +256,30 @@ def test_a_dump_hides_secrets(data):
     assert lines[0]["fact"]["t"] == "engine.provisioned"
     assert lines[0]["fact"]["sealed_key"] == lines[0]["fact"]["key_hash"] == "***"
     assert "secret" not in json.dumps(lines)
+
+
+def test_a_dump_of_what_lacks_its_end_is_refused(data):
+    """Where a segment must follow the newest snapshot, its absence is told; the rest is yielded."""
+    first, last = segments(data)
+    last.unlink()
+    content = first.read_bytes().rstrip(b"\0")
+    first.write_bytes(content.ljust(SEGMENT_BYTES, b"\0"))  # as if there had been no time to trim
+    seen = []
+    with pytest.raises(JournalError, match="segment after the snapshot is missing") as caught:
+        seen.extend(line["number"] for line in dump(data))
+    assert (caught.value.exit_code, caught.value.path) == (65, str(last))
+    assert seen == [1, 2]
+    first.unlink()
+    with pytest.raises(JournalError, match="segment after the snapshot is missing"):
+        list(dump(data))
+
+
+def test_a_dump_of_a_first_start_that_made_no_snapshot_is_whole(tmp_path):
+    """A segment alone is a journal: nothing says that another one must follow."""
+    with begun(tmp_path / "data") as journal:
+        journal.append([note(1)])
+    snapshots(tmp_path / "data")[0].unlink()
+    assert [line["number"] for line in dump(tmp_path / "data")] == [1]
 
 
 def test_a_dump_wants_the_directory_for_itself(data):
