@@ -58,24 +58,27 @@ def _place(storage: Storage, target: Path) -> Iterator[None]:
     try:
         made += [path for path in (target, *target.parents) if not path.exists()]
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        taken = any(target.iterdir())
+        _demand_empty(target)
+        target.chmod(0o700)
     except OSError as error:
         _remove(made)
         if no_room(error):
             raise _full(target, error) from error
         message = f"the copy cannot be made there: {error.strerror}"
         raise JournalError(message, path=str(target), exit_code=EX_CONFIG) from error
-    if taken:
-        raise JournalError(
-            "the copy must go into a new or empty directory", path=str(target), exit_code=EX_CONFIG
-        )
     try:
-        target.chmod(0o700)
         yield
     except BaseException:  # cleaned up, and raised again
         _clear(storage, target)
         _remove(made)
         raise
+
+
+def _demand_empty(target: Path) -> None:
+    if any(target.iterdir()):
+        raise JournalError(
+            "the copy must go into a new or empty directory", path=str(target), exit_code=EX_CONFIG
+        )
 
 
 @contextmanager

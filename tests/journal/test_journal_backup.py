@@ -69,6 +69,21 @@ def test_a_copy_goes_into_a_new_or_empty_directory(tmp_path):
         backup(tmp_path, tmp_path / "other")
 
 
+def test_an_empty_directory_that_cannot_be_closed_to_others_is_not_used(tmp_path, monkeypatch):
+    """It is of another user: told in one line with exit code 78, and left as it is."""
+    data = made(tmp_path / "data")
+    (tmp_path / "empty").mkdir(mode=0o755)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(JournalError, match="cannot be made there: Operation not") as caught:
+        backup(data, tmp_path / "empty")
+    assert (caught.value.path, caught.value.exit_code) == (str(tmp_path / "empty"), 78)
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_a_journal_that_is_gone_is_not_backed_up_as_nothing(tmp_path):
     """What shows that there was one makes it a loss, exit code 65; no directory is 78."""
     data = made(tmp_path / "data")
