@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +106,7 @@ def backup(
     """
     from enginegate.journal import backup as copy
 
+    _allow_files()
     found = copy(present(read_config(file, data_dir)), target.absolute())
     with _printing():
         print(
@@ -151,6 +153,13 @@ def repair(
     with _printing():
         _list_faults(remains)
     raise typer.Exit(remains.exit_code)
+
+
+def _allow_files() -> None:
+    """Let this process open as many files as it may: a backup has all of the journal's open."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):  # the limit may have been lowered for all since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":

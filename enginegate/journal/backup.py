@@ -6,6 +6,7 @@ removed meanwhile stays readable. A frame on its way into the last one is left o
 Nothing else is made good: a copy is what the original is, and is judged as that.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from enginegate.journal.failures import JournalFailed, JournalFull, live_file, n
 from enginegate.journal.files import (
     ACCESS_HINT,
     EX_CONFIG,
+    EX_FAILED,
     Entry,
     discard,
     listing,
@@ -36,6 +38,8 @@ from enginegate.journal.storage import OsStorage, Storage
 from enginegate.journal.traces import demand_journal
 
 _OS = OsStorage()
+_LIMIT = frozenset({errno.EMFILE, errno.ENFILE})
+_OF_NO_FILE = _LIMIT | {errno.ENOENT}  # of opening one, and do not say that it cannot be read
 
 
 def backup(directory: Path, target: Path, *, storage: Storage = _OS) -> VerifyReport:
@@ -44,10 +48,10 @@ def backup(directory: Path, target: Path, *, storage: Storage = _OS) -> VerifyRe
     Neither keys nor engines' data are in it. Damage that a start does not need is copied as
     it is, and what of that cannot be read is left out: both are faults in the report, under
     the paths they were copied from. Raises JournalError, and leaves nothing behind, where the
-    target cannot be used or a start would refuse the journal; JournalFull, JournalFailed (exit
-    code 1) where the target's disk is full or broken.
+    target cannot be used or a start would refuse the journal; exit code 1 where the target's
+    disk is full or broken (JournalFull, JournalFailed), or fewer files may be open than there are.
     """
-    with _place(storage, target), _written(target):
+    with _place(storage, target), _written(directory, target):
         return _settled(storage, directory, target)
 
 
@@ -82,15 +86,33 @@ def _demand_empty(target: Path) -> None:
 
 
 @contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Say of errors of writing that they are the target's: nothing is wrong with the journal."""
+def _written(directory: Path, target: Path) -> Iterator[None]:
+    """Say of errors of writing that they are the target's: nothing is wrong with the journal.
+
+    Nor with the target where no more files may be open: that may show at any of them.
+    """
     try:
         yield
-    except JournalFull as error:
-        raise _full(target, error.__cause__) from error
-    except JournalFailed as error:
-        message = f"no backup was made: {Fault.of(error).message}"
-        raise JournalFailed(message, path=error.path) from error
+    except (JournalError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _LIMIT:
+            raise _limited(directory, cause) from error
+        if isinstance(error, JournalFull):
+            raise _full(target, cause) from error
+        if isinstance(error, JournalFailed):
+            message = f"no backup was made: {Fault.of(error).message}"
+            raise JournalFailed(message, path=error.path) from error
+        raise
+
+
+def _limited(directory: Path, error: OSError) -> JournalError:
+    return JournalError(
+        f"no backup was made: {error.strerror}",
+        path=str(directory),
+        hint="All files of the journal are open at once for it: raise the limit on open files"
+        " (`ulimit -n`, systemd: LimitNOFILE).",
+        exit_code=EX_FAILED,
+    )
 
 
 def _full(target: Path, error: BaseException | None) -> JournalFull:
@@ -191,23 +213,38 @@ def _demand_spared(copied: list[Entry], lost: dict[Entry, Fault]) -> None:
 def _open_all(storage: Storage, directory: Path) -> tuple[dict[Entry, int], dict[Entry, Fault]]:
     """Open every file of one listing, oldest first; begin again when one has just gone.
 
-    Also returns those that do not open.
+    Also returns those that do not open. Raises OSError where no more files may be open.
     """
     while True:
         found = demand_journal(directory, storage=storage)
         opened: dict[Entry, int] = {}
         lost: dict[Entry, Fault] = {}
-        for entry in sorted(found.segments + found.snapshots):
-            try:
-                opened[entry] = open_file(storage, directory / entry.name)
-            except FileNotFoundError:
-                break
-            except OSError as error:
-                lost[entry] = _unread(directory, entry, error)
+        try:
+            for entry in sorted(found.segments + found.snapshots):
+                _open(storage, directory, entry, opened, lost)
+        except OSError as error:
+            for fd in opened.values():
+                storage.close(fd)
+            if not isinstance(error, FileNotFoundError):
+                raise
         else:
             return opened, lost
-        for fd in opened.values():
-            storage.close(fd)
+
+
+def _open(
+    storage: Storage,
+    directory: Path,
+    entry: Entry,
+    opened: dict[Entry, int],
+    lost: dict[Entry, Fault],
+) -> None:
+    """Open one file, or note why it does not open. Raises OSError where that is not its fault."""
+    try:
+        opened[entry] = open_file(storage, directory / entry.name)
+    except OSError as error:
+        if error.errno in _OF_NO_FILE:
+            raise
+        lost[entry] = _unread(directory, entry, error)
 
 
 def _unread(directory: Path, entry: Entry, error: OSError) -> Fault:

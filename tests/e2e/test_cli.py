@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from enginegate.cli.logs import OneLine
 from enginegate.cli.plain import one_line
 from enginegate.keys import new_admin_key, new_master_key
 from tests.e2e.conftest import Cli, Server, eventually
+from tests.journal.rig import ManualClock, grow
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nothing listens
 COMMANDS = {"demo", "init", "serve", "config", "products", "engines", "status", "audit"} | {
@@ -477,6 +480,22 @@ def test_a_running_server_is_backed_up_and_the_copy_starts(own_server: Server) -
     copy.rename(own_server.directory / "data")
     own_server.start()
     assert [one["slug"] for one in cli.json("products", "list")["products"]] == ["kept"]
+
+
+def test_a_backup_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
+    """No limit stops it where a higher one is allowed; else exit code 1 says what helps."""
+    cli, most = Cli(tmp_path), 40
+    grow(tmp_path / "data", most, ManualClock())
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for limit, code in ((hard, 0), (most, 1)):
+        allow = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most, limit))
+        options = {"stderr": subprocess.PIPE, "preexec_fn": allow}
+        with cli.begin("journal", "backup", f"copy-{limit}", **options) as process:
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == code, said
+        assert ("Too many open files" in said) is ("ulimit -n" in said) is bool(code)
+        assert "Traceback" not in said
+    assert not (tmp_path / f"copy-{most}").exists()
 
 
 def test_a_warning_of_the_journal_is_said_once(own_server: Server) -> None:

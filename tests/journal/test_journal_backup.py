@@ -1,8 +1,11 @@
 """Copies of a journal, of a living one too: whole, for us alone, and told when they are not."""
 
 import errno
+import os
+import resource
 import shutil
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -308,6 +311,46 @@ def test_a_copy_that_cannot_be_made_says_why(tmp_path, operation, number, words)
     storage.faults[operation] = number
     with pytest.raises((JournalError, JournalFull), match=words):
         backup(data, tmp_path / "copy", storage=storage)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("operation", ["open", "create", "sync_directory"])
+def test_too_few_files_that_may_be_open_are_not_blamed_on_the_copy(tmp_path, operation, number):
+    """Exit code 1 with what helps; a file that does not open for that is not left out."""
+    data = aged(tmp_path / "data")
+    storage = FaultyStorage()
+    storage.faults[operation], storage.only = number, "00000001"
+    with pytest.raises(JournalError, match=r"no backup was made: E.FILE") as caught:
+        backup(data, tmp_path / "copy", storage=storage)
+    assert (caught.value.path, caught.value.exit_code) == (str(data), 1)
+    assert "ulimit -n" in caught.value.hint
+    assert not (tmp_path / "copy").exists()
+
+
+def test_wherever_the_limit_on_open_files_strikes_it_is_what_is_told(tmp_path):
+    """One more file at a time may be open: each backup is whole, or names the limit."""
+    data, said, before = made(tmp_path / "data"), [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as leaving:
+        leaving.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        null, count = leaving.enter_context(Path("/dev/null").open("rb")), len(open_files())
+        while (fd := os.dup(null.fileno())) < count:  # so that none below is free
+            leaving.callback(os.close, fd)
+            count = len(open_files())
+        os.close(fd)
+        for more in range(2, 12):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fd + more, before[1]))
+            try:
+                said.append(backup(data, tmp_path / f"copy-{more}").verdict)
+            except JournalError as error:
+                said.append(error.hint)
+            assert len(open_files()) == count
+    told = [hint for hint in said if "ulimit -n" in hint]
+    assert len(told) > 1
+    assert said == told + ["clean"] * (len(said) - len(told))
+
+
+def open_files() -> list[str]:
+    return os.listdir("/proc/self/fd")[1:]  # noqa: PTH208 - one is that of the look itself
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
