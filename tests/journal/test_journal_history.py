@@ -8,6 +8,7 @@ from msgspec import Raw, msgpack
 from enginegate.journal import Journal, frames
 from enginegate.journal.archive import Archive
 from enginegate.journal.frames import Link
+from enginegate.journal.names import Names
 from enginegate.journal.payloads import encode_facts
 from tests.journal.rig import (
     FaultyStorage,
@@ -21,6 +22,16 @@ from tests.journal.rig import (
     provisioned,
     segments,
 )
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 1000, 20_000, 100_000])
+def test_what_a_segment_names_is_kept_in_proportion(count):
+    """Few names take little room; none is missed, and hardly one is taken for another."""
+    names = Names({f"user-{number}" for number in range(count)})
+    assert all(names.may_have([f"user-{number}"]) for number in range(count))
+    assert len(names._bits) <= max(128, 4 * count)
+    wrong = sum(names.may_have([f"other-{number}"]) for number in range(20_000))
+    assert wrong / 20_000 < 1 / 50
 
 
 def numbers_of(journal: Journal, **asked: object) -> list[int]:
