@@ -13,6 +13,7 @@ from enginegate.journal.files import (
     QUARANTINE,
     listing,
     lock_directory,
+    lock_holder,
     prepare_directory,
     publish,
     read_start,
@@ -60,7 +61,8 @@ def take(
 def demand_key(directory: Path, key_ids: Collection[str], storage: Storage = _STORAGE) -> None:
     """Refuse another master key by the newest header alone, before anything that costs time.
 
-    Says nothing of all else, damage included: `take` judges that.
+    Says nothing of all else, damage included: `take` judges that. Nor of a directory in use,
+    which `take` refuses for that first.
     Raises JournalError (exit code 78), the one that `take` would raise.
     """
     try:
@@ -70,6 +72,8 @@ def demand_key(directory: Path, key_ids: Collection[str], storage: Storage = _ST
     for entry in reversed(found.snapshots):
         header = _header_of(storage, directory / entry.name)
         if header is not None:
+            if header.key_id not in key_ids and lock_holder(directory):
+                return
             check_key(header, key_ids, directory / entry.name)
             return
 

@@ -190,6 +190,13 @@ def test_a_second_server_with_the_same_configuration_is_refused_the_same_way(
     assert "in use by another enginegate" in said
 
 
+def test_a_second_server_with_another_master_key_is_refused_the_same_way(server: Server) -> None:
+    """It need not be the wrong one: who has the directory is what is told."""
+    other = Cli(server.directory, **server.cli.env)
+    other.env["ENGINEGATE_MASTER_KEY"] = new_master_key()
+    assert "in use by another enginegate" in other.run("serve", "--port", "0", exits=75).stderr
+
+
 def test_a_taken_port_is_told(cli: Cli) -> None:
     """The address is named, and no traceback shown."""
     cli.env |= {"ENGINEGATE_ADMIN_KEY": new_admin_key(), "ENGINEGATE_MASTER_KEY": new_master_key()}

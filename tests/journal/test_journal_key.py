@@ -4,7 +4,7 @@ import pytest
 
 from enginegate.errors import JournalError
 from enginegate.journal import demand_key
-from tests.journal.rig import KEY, begun, product, snapshots
+from tests.journal.rig import KEY, begun, opened, product, snapshots
 
 
 @pytest.fixture
@@ -22,6 +22,15 @@ def test_another_key_is_refused_by_name_and_file(data):
         demand_key(data, ["other"])
     assert refused.value.exit_code == 78
     assert str(snapshots(data)[-1]) in str(refused.value)
+
+
+def test_of_a_directory_in_use_that_is_what_the_start_says(data):
+    """Exit code 75 comes before 78: which key is right is the running server's affair."""
+    with begun(data, [product()]):
+        demand_key(data, ["other"])
+        with pytest.raises(JournalError) as refused, opened(data, key_id="other"):
+            pass
+        assert refused.value.exit_code == 75
 
 
 def test_the_right_key_passes_also_as_the_older_of_two(data):
