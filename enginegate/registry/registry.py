@@ -192,13 +192,19 @@ class Registry:
     async def commit(self, fact: f.AnyFact, *, use_reserve: bool = False) -> int:
         """Record the fact and wait until it is durable; return its number.
 
-        A caller that is cancelled meanwhile takes nothing back.
+        A caller that is cancelled meanwhile takes nothing back, and ends no sooner: whoever
+        has the next turn on the engine finds its row as it is.
 
         Raises:
             StorageUnavailableError: it could not be written; nothing has changed.
             IllegalTransitionError: it cannot follow.
         """
-        return await asyncio.shield(self.record(fact, use_reserve=use_reserve))
+        future = self.record(fact, use_reserve=use_reserve)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
 
     def note(
         self,

@@ -27,6 +27,7 @@ from enginegate.errors import (
     StorageUnavailableError,
 )
 from enginegate.facts import DestroyBegun, Destroyed
+from enginegate.lifecycle import OvertakenError
 from enginegate.model import Policy
 from tests.fakes import settle
 
@@ -521,3 +522,23 @@ async def test_a_backend_that_is_away_changes_no_state(gate: Any, status: str) -
     gate.backend.down = False
     await gate.lifecycle.start(live, version=None, actor="a")
     assert live.running
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_nobody_gets_in_between_a_destroy_and_what_it_overtakes(
+    gate: Any, turns: int
+) -> None:
+    """A sleep that is on its way to the disk ends there, before another verb looks at the row."""
+    live = await gate.engine(await gate.product())
+    gate.journal.hold()
+    sleeping = asyncio.create_task(gate.lifecycle.sleep(live, actor="acme", force=True))
+    await settle()
+    destroying = asyncio.create_task(gate.lifecycle.destroy(live, actor="acme"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    rotating = asyncio.create_task(gate.lifecycle.rotate_key(live, actor="acme"))
+    await settle()
+    gate.journal.release()
+    ended = await asyncio.gather(sleeping, destroying, rotating, return_exceptions=True)
+    assert ended[1] == live.engine.engine_id
+    assert type(ended[2]) in (EngineNotFoundError, EngineNotRunningError, OvertakenError)
