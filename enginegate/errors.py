@@ -163,7 +163,7 @@ class JournalError(Exception):
 
     `exit_code` is what the command line ends with: 75 when another process holds
     the directory (EX_TEMPFAIL), 65 for damaged data (EX_DATAERR), 78 for a wrong
-    master key or directory (EX_CONFIG).
+    master key or directory (EX_CONFIG), 1 for a full or failing disk.
     """
 
     def __init__(

@@ -15,11 +15,16 @@ from pathlib import Path
 from enginegate.errors import JournalError
 from enginegate.journal import frames
 from enginegate.journal.archive import first_frame
-from enginegate.journal.failures import JournalFailed, JournalFull, live_file, no_room
+from enginegate.journal.failures import (
+    EX_FAILED,
+    JournalFailed,
+    JournalFull,
+    live_file,
+    no_room,
+)
 from enginegate.journal.files import (
     ACCESS_HINT,
     EX_CONFIG,
-    EX_FAILED,
     Entry,
     discard,
     listing,

@@ -14,7 +14,7 @@ from pathlib import Path
 from enginegate.errors import JournalError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-_EX_FAILED = 1
+EX_FAILED = 1
 
 
 class _WriteError(JournalError):
@@ -28,7 +28,7 @@ class _WriteError(JournalError):
 
     def __init__(self, message: str, *, path: str, hint: str = "") -> None:
         # Not that of damage, after which a supervisor tries no more: trying again may help.
-        super().__init__(message, path=path, hint=hint, exit_code=_EX_FAILED)
+        super().__init__(message, path=path, hint=hint, exit_code=EX_FAILED)
 
 
 class JournalFull(_WriteError):  # noqa: N818 - a state of the journal, named as `status` says it

@@ -26,7 +26,7 @@ log = logging.getLogger("enginegate.journal")
 QUARANTINE = "quarantine"
 LOCK = "LOCK"
 TEMPORARY = ".tmp"
-EX_FAILED, EX_TEMPFAIL, EX_CONFIG = 1, 75, 78
+EX_TEMPFAIL, EX_CONFIG = 75, 78
 ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chmod 600`)."
 
 BLOCK_BYTES = 128 * 1024

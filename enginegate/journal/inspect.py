@@ -28,7 +28,7 @@ from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import (
     Content,
     Position,
-    _demand_segment,
+    demand_segment,
     load_snapshot,
     read_segment,
     recover,
@@ -188,7 +188,7 @@ def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]
                 yield {"number": number, "fact": masked(fact)}
         found = listing(storage, directory)
         if found.snapshots:
-            _demand_segment(directory, found)
+            demand_segment(directory, found)
     finally:
         os.close(lock)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enginegate.errors import JournalError
 from enginegate.journal.archive import GENERATIONS, START_BYTES, header_in
-from enginegate.journal.failures import JournalFull, new_file
+from enginegate.journal.failures import JournalFull, live_file, new_file
 from enginegate.journal.files import (
     EX_CONFIG,
     QUARANTINE,
@@ -130,7 +130,7 @@ def quarantine(storage: Storage, directory: Path, tear: Tear) -> str:
     fd, _ = write_new(storage, copy, [tear.content])
     storage.close(fd)
     publish(storage, copy)
-    with new_file(folder):
+    with live_file(folder):
         storage.sync_directory(folder)
     kept = (
         f"{tear.path}: dropped {len(tear.content)} bytes at offset {tear.offset}, {tear.reason};"

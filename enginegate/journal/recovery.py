@@ -122,7 +122,7 @@ def recover(
     with _without_collector():
         if found.snapshots:
             _load_snapshot(storage, directory, found.snapshots, key_ids, state)
-            _demand_segment(directory, found)
+            demand_segment(directory, found)
         base = state.position.sequence
         later = [entry for entry in found.segments if entry.sequence > base]
         _replay(storage, directory, later, key_ids, state, drop_suspect=drop_suspect)
@@ -176,7 +176,7 @@ def _load_snapshot(
     damage("no snapshot is whole; refusing to start with less than there was", path, 0)
 
 
-def _demand_segment(directory: Path, found: Listing) -> None:
+def demand_segment(directory: Path, found: Listing) -> None:
     """See that a segment follows the newest snapshot, also one that is not used: there was one."""
     newest = found.snapshots[-1]
     if not found.segments or found.segments[-1].sequence <= newest.sequence:

@@ -352,3 +352,18 @@ def test_a_directory_that_cannot_be_tightened_is_told(killed, monkeypatch):
     with pytest.raises(JournalError, match="cannot be used: Read-only file system") as caught:
         prepare_directory(killed)
     assert caught.value.exit_code == 78
+
+
+def test_a_failed_sync_of_the_quarantine_is_final_also_for_want_of_room(tmp_path: Path) -> None:
+    """Nobody knows then what the disk holds: another sync that succeeds would prove nothing."""
+    with begun(tmp_path / "data", [product()]) as journal:
+        journal.append([note(1, size=50)])
+        crash(journal)
+    path = segments(tmp_path / "data")[-1]
+    content = path.read_bytes()
+    used = len(content.rstrip(b"\0"))
+    path.write_bytes(content[: used - 20].ljust(len(content), b"\0"))
+    storage = FaultyStorage()
+    storage.faults, storage.once = {"sync_directory": errno.ENOSPC}, True
+    with pytest.raises(JournalFailed), opened(tmp_path / "data", storage=storage):
+        pass
