@@ -11,7 +11,7 @@ from tests.faults.campaign import Run, campaign, plain
 
 ROOT = Path(__file__).parents[2]
 STEPS = 200
-PORTION = 25
+PORTION_MIN, PORTIONS = 25, 100  # each process loads everything anew
 FIGURES = re.compile(
     r"seed \d+: (\d+) steps, (\d+) calls, (\d+) answered, (\d+) lives, (\d+) power cuts"
 )
@@ -33,7 +33,8 @@ def portion(first: int, count: int) -> "subprocess.Popen[str]":
 def portions(run: Run) -> Iterator[str]:
     """Have all seeds lived through, some at a time; yield what each portion printed."""
     width = os.cpu_count() or 1
-    waiting = [(first, min(PORTION, run.count - first)) for first in range(0, run.count, PORTION)]
+    size = max(PORTION_MIN, run.count // PORTIONS)
+    waiting = [(first, min(size, run.count - first)) for first in range(0, run.count, size)]
     going: list[tuple[int, subprocess.Popen[str]]] = []
     while going or (waiting and not run.over):
         while waiting and len(going) < width and not run.over:
