@@ -5,6 +5,7 @@ them, so a key cannot be moved to another engine by editing a file. Nothing here
 shows a secret: not in a repr, not in an error.
 """
 
+import base64
 import hashlib
 import hmac
 import re
@@ -12,12 +13,17 @@ import secrets
 from collections.abc import Sequence
 from typing import Final
 
+from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _KEY_BYTES: Final = 32  # 43 characters of URL-safe base64
 _MASTER_KEY: Final = re.compile(r"[A-Za-z0-9_-]{43}=")
 _ID_MESSAGE: Final = b"enginegate master key id"
+_SEAL_MESSAGE: Final = b"enginegate engine keys"
 _SEPARATOR: Final = "\n"  # in neither an engine id nor a key
+_GCM: Final = "gcm1."  # what a seal begins with; without it, it is a Fernet token
+_NONCE_BYTES: Final = 12
 
 
 class KeyUnsealError(Exception):
@@ -72,7 +78,7 @@ class Keyring:
         ValueError: no key, or one that is no Fernet key; it says which, not what.
     """
 
-    __slots__ = ("_fernets", "key_ids")
+    __slots__ = ("_sealers", "key_ids")
 
     def __init__(self, master_keys: Sequence[str]) -> None:
         if not master_keys:
@@ -80,7 +86,7 @@ class Keyring:
         for position, key in enumerate(master_keys, start=1):
             if not valid_master_key(key):
                 raise ValueError(f"master key {position} is not a Fernet key")
-        self._fernets = [Fernet(key) for key in master_keys]
+        self._sealers = [_Sealer(key) for key in master_keys]
         self.key_ids = tuple(_key_id(key) for key in master_keys)
 
     def __repr__(self) -> str:
@@ -99,7 +105,7 @@ class Keyring:
     def seal(self, engine_id: str, key: str) -> str:
         """Return the key encrypted together with the engine it belongs to."""
         plain = f"{engine_id}{_SEPARATOR}{key}"
-        return self._fernets[0].encrypt(plain.encode()).decode()
+        return self._sealers[0].seal(plain)
 
     def open(self, engine_id: str, sealed: str) -> str:
         """Return the key that was sealed for this engine.
@@ -107,10 +113,9 @@ class Keyring:
         Raises:
             KeyUnsealError: no master key opens it, or it belongs to another engine.
         """
-        for fernet in self._fernets:
-            try:
-                plain = fernet.decrypt(sealed).decode()
-            except (InvalidToken, ValueError):  # a ValueError where it is not even ASCII
+        for sealer in self._sealers:
+            plain = sealer.open(sealed)
+            if plain is None:
                 continue
             owner, _, key = plain.partition(_SEPARATOR)
             if owner != engine_id:
@@ -129,11 +134,38 @@ class Keyring:
 
     def needs_reseal(self, sealed: str) -> bool:
         """Return whether it takes another key than the first to open this."""
+        return self._sealers[0].open(sealed) is None
+
+
+class _Sealer:
+    """One master key at work: seals with AES-256-GCM, opens that and Fernet tokens.
+
+    A start opens every key of the fleet, and GCM does it in a fifth of the time. Its nonces
+    are random, which is sound for 2**32 seals of one key (NIST SP 800-38D, section 8.3).
+    """
+
+    __slots__ = ("_fernet", "_gcm")
+
+    def __init__(self, master_key: str) -> None:
+        self._fernet = Fernet(master_key)
+        # A key of its own: none is to serve two ciphers.
+        self._gcm = AESGCM(hmac.digest(master_key.encode(), _SEAL_MESSAGE, "sha256"))
+
+    def seal(self, plain: str) -> str:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = nonce + self._gcm.encrypt(nonce, plain.encode(), None)
+        return _GCM + base64.b64encode(sealed).decode()
+
+    def open(self, sealed: str) -> str | None:
+        """Return what was sealed, None where this key does not open it."""
         try:
-            self._fernets[0].decrypt(sealed)
-        except (InvalidToken, ValueError):
-            return True
-        return False
+            if not sealed.startswith(_GCM):
+                return self._fernet.decrypt(sealed).decode()
+            content = base64.b64decode(sealed.removeprefix(_GCM), validate=True)
+            nonce, hidden = content[:_NONCE_BYTES], content[_NONCE_BYTES:]
+            return self._gcm.decrypt(nonce, hidden, None).decode()
+        except (InvalidTag, InvalidToken, ValueError):  # a ValueError where it is no seal at all
+            return None
 
 
 def _key_id(master_key: str) -> str:

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,7 +86,29 @@ def test_what_an_old_key_sealed_still_opens_and_asks_to_be_sealed_anew() -> None
     assert Keyring([NEW]).open("e", both.seal("e", "secret")) == "secret"
 
 
-@pytest.mark.parametrize("sealed", ["", "nonsense", "é", Keyring([OLD]).seal("e", "secret")])
+def test_what_an_earlier_version_sealed_opens_and_stays_as_it_is() -> None:
+    """Fernet tokens of the same master key: nothing has to be sealed anew for an upgrade."""
+    token = Fernet(NEW).encrypt(b"e\nsecret").decode()
+    ring = Keyring([OLD, NEW])
+    assert ring.open("e", token) == "secret"
+    assert Keyring([NEW]).reseal("e", token) == token
+    assert Keyring([OLD]).open("e", ring.reseal("e", token)) == "secret"
+
+
+@pytest.mark.parametrize(
+    "sealed",
+    [
+        "",
+        "nonsense",
+        "é",
+        "gcm1.",
+        "gcm1.é",
+        "gcm1.AAAA",
+        f"gcm1.{'A' * 80}",
+        Keyring([OLD]).seal("e", "secret"),
+        Fernet(OLD).encrypt(b"e\nsecret").decode(),
+    ],
+)
 def test_what_no_key_opens_is_told_without_the_secret(sealed: str) -> None:
     """A wrong master key, or damage: the error names the engine alone."""
     with pytest.raises(KeyUnsealError) as caught:
