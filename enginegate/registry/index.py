@@ -84,12 +84,16 @@ class Index:
             case Counters():
                 self.products[record.product_id].tally.restore(record)
             case Engine():
-                self.ports.lease(record.port)
-                self.products[record.product_id].taken[record.user_id] = record.engine_id
-                self._add_engine(record)
+                self.restore_engine(record)
             case Spare():
                 self.ports.lease(record.port)
                 self.spares.add(record)
+
+    def restore_engine(self, engine: Engine) -> None:
+        """Restore what nearly all records are, without asking what it is."""
+        self.ports.lease(engine.port)
+        self.products[engine.product_id].taken[engine.user_id] = engine.engine_id
+        self._add_engine(engine)
 
     def install(self, fact: f.AnyFact, after: Engine | None) -> None:
         """Make a durable fact visible; `after` is what it made of the engine's row."""

@@ -324,7 +324,7 @@ class Registry:
         """Fold rows first and build the fleet of those that are left: once, not at every fact."""
         rows: dict[str, Engine] = {}
         for record in snapshot:
-            if isinstance(record, Engine):
+            if type(record) is Engine:  # isinstance costs a microsecond, of structs
                 rows[record.engine_id] = record
             else:
                 self.index.restore(record)
@@ -339,7 +339,7 @@ class Registry:
         for number, fact in tail[-RECENT_MAX:]:  # older ones are read from disk when asked for
             self.trail.add(number, fact, tell=False)
         for engine in rows.values():
-            self.index.restore(engine)
+            self.index.restore_engine(engine)
 
     def _refold(self, rows: dict[str, Engine], fact: f.AnyFact, since_ms: int) -> None:
         if not isinstance(fact, f.EngineFact):
