@@ -40,6 +40,17 @@ async def cut_stop(gate: Any, live: Any, *, after: bool) -> Any:
     return await gate.crash_and_restart()
 
 
+async def stopping_for_ever(make_gate: Any) -> Any:
+    """Return a gate in the middle of a stop that its backend does not answer."""
+    gate = await make_gate(NO_RESTARTS)
+    live = await gate.engine(await gate.product())
+    gate.backend.hang("stop")
+    stopping = asyncio.ensure_future(gate.lifecycle.stop(live, actor="acme"))
+    await settle()
+    stopping.cancel()
+    return gate
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("state", ["running", "sleeping", "failed"])
 async def test_a_stop_cut_in_half_is_finished_by_the_next_start(
@@ -60,12 +71,7 @@ async def test_a_stop_cut_in_half_is_finished_by_the_next_start(
 
 async def test_a_cut_stop_waits_for_a_backend_that_can_be_asked(make_gate: Any, clock: Any) -> None:
     """It is taken up by a comparison, if the start could conclude nothing."""
-    gate = await make_gate(NO_RESTARTS)
-    live = await gate.engine(await gate.product())
-    gate.backend.hang("stop")
-    stopping = asyncio.ensure_future(gate.lifecycle.stop(live, actor="acme"))
-    await settle()
-    stopping.cancel()
+    gate = await stopping_for_ever(make_gate)
     await gate.close()
     again = Gate(config=NO_RESTARTS, clock=clock, world=gate.backend.world, journal=gate.journal)
     again.backend.fail("list")
@@ -79,12 +85,7 @@ async def test_a_cut_stop_waits_for_a_backend_that_can_be_asked(make_gate: Any, 
 
 async def test_a_cut_stop_waits_for_a_journal_that_can_be_written(make_gate: Any) -> None:
     """Row and backend are of one mind, and yet there is something to finish."""
-    gate = await make_gate(NO_RESTARTS)
-    live = await gate.engine(await gate.product())
-    gate.backend.hang("stop")
-    stopping = asyncio.ensure_future(gate.lifecycle.stop(live, actor="acme"))
-    await settle()
-    stopping.cancel()
+    gate = await stopping_for_ever(make_gate)
     gate.journal.status = "full"
     again = await gate.crash_and_restart()
     assert (row_of(again).engine.status, row_of(again).engine.stopping) == ("running", True)
