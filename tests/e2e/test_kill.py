@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import time
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from tests.e2e.conftest import engine_processes, eventually
 
 ROUNDS = 20
 CLIENTS = 8
+SETTLED_WITHIN_S = 5.0
 VERBS = ("admit", "stop", "start", "sleep", "rotate-key", "destroy")
 
 
@@ -61,6 +63,21 @@ async def one_round(server: Any, key: str, number: int, known: dict[str, Any]) -
         await asyncio.gather(*clients)
 
 
+async def agreed(http: httpx.AsyncClient, server: Any) -> dict[str, int]:
+    """Return the processes once rows and processes agree; a stop that was cut is being finished."""
+    until = time.monotonic() + SETTLED_WITHIN_S
+    while True:
+        rows = (await http.get("/engines", params={"limit": 1000})).json()["engines"]
+        now = engine_processes(server.directory)
+        assert set(now) <= {row["engine_id"] for row in rows}, "an engine process without a row"
+        # A sleeper may be frozen or stopped.
+        without = [r for r in rows if r["status"] == "running" and r["engine_id"] not in now]
+        if not without:
+            return now
+        assert time.monotonic() < until, f"{without} without a process"
+        await asyncio.sleep(0.02)
+
+
 async def check(server: Any, key: str, known: dict[str, Any], before: dict[str, int]) -> None:
     headers = {"X-Platform-Key": key}
     async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=30) as http:
@@ -72,13 +89,7 @@ async def check(server: Any, key: str, known: dict[str, Any], before: dict[str, 
             engine = answer.json()
             assert engine.get("status") == state, (user, state, engine)
             assert engine_key in (None, engine["api_key"])
-        rows = (await http.get("/engines", params={"limit": 1000})).json()["engines"]
-        ids = {row["engine_id"] for row in rows}
-        now = engine_processes(server.directory)
-        assert set(now) <= ids, "an engine process without a row"
-        for row in rows:
-            if row["status"] == "running":  # a sleeper may be frozen or stopped
-                assert row["engine_id"] in now, f"{row} without a process"
+        now = await agreed(http, server)
         for user, (state, _) in known.items():
             if state == "running":
                 engine = (await http.get(f"/engines/{user}")).json()
