@@ -86,7 +86,8 @@ class Pool:
                 self._launch(spare)
 
     async def run_forever(self) -> None:
-        while True:
+        """Keep the pool as it should be; without one, end with the last spare of earlier days."""
+        while self.size or self.spares.rows:
             await self.ground.clock.sleep(TICK_S)
             await self.look()
 
