@@ -13,6 +13,7 @@ from typing import Any
 from enginegate import facts as f
 from enginegate.agenda import Agenda
 from enginegate.backends.base import Observation, Presence
+from enginegate.due import look_when_due
 from enginegate.errors import BackendError, GateError
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.boot import lost
@@ -287,9 +288,9 @@ class HealthLoop:
 
     async def restart_forever(self) -> None:
         """Start restarts as they fall due."""
-        while True:
-            await self.ground.clock.sleep(TICK_S)
-            self.begin_due_restarts()
+        await look_when_due(
+            self.restarts, self.begin_due_restarts, self.ground.clock, tick_s=TICK_S
+        )
 
     def begin_due_restarts(self) -> None:
         now = self.ground.clock.now()

@@ -13,6 +13,7 @@ from typing import Any
 
 from enginegate import facts as f
 from enginegate.agenda import Agenda
+from enginegate.due import look_when_due
 from enginegate.errors import BackendError, EngineBusyError, GateError
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.ground import Ground
@@ -78,9 +79,7 @@ class IdleLoop:
             self.plan(live, late_s=max(live.lease_s * SPREAD_SHARE, SPREAD_MIN_S) * _share(live))
 
     async def run_forever(self) -> None:
-        while True:
-            await self.ground.clock.sleep(TICK_S)
-            self.look()
+        await look_when_due(self.agenda, self.look, self.ground.clock, tick_s=TICK_S)
 
     def look(self) -> None:
         """Put to sleep whose lease has ended; look later at whose has moved."""

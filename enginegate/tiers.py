@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enginegate import facts as f
 from enginegate.agenda import Agenda
 from enginegate.backends.proc import available_memory_mb
+from enginegate.due import look_when_due
 from enginegate.errors import GateError
 from enginegate.lifecycle import Lifecycle
 from enginegate.lifecycle.ground import Ground
@@ -66,9 +67,7 @@ class TierLoop:
             self.plan(live)
 
     async def run_forever(self) -> None:
-        while True:
-            await self.ground.clock.sleep(TICK_S)
-            self.look()
+        await look_when_due(self.agenda, self.look, self.ground.clock, tick_s=TICK_S)
 
     def look(self) -> None:
         """Stop who has slept long enough."""

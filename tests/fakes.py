@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from enginegate.errors import BackendError, DataLostError, NotRunningError, Port
 from enginegate.probe import Health
 
 WALL_START_MS = 1_750_000_000_000
-SETTLE_TURNS = 25
+SETTLE_TURNS, SETTLE_TURNS_MAX = 25, 500
 KILLED = 137
 LOG_LINES_MAX = 1000
 
@@ -98,9 +98,12 @@ class ManualClock:
 
 
 async def settle(turns: int = SETTLE_TURNS) -> None:
-    """Let everything run that can run without time passing."""
-    for _ in range(turns):
+    """Let everything run that can run without time passing; who runs in circles is left."""
+    ready: Sized = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+    for turn in range(SETTLE_TURNS_MAX):
         await asyncio.sleep(0)
+        if turn >= turns and not ready:
+            return
 
 
 class SimulatedCrash(BaseException):

@@ -157,7 +157,7 @@ async def test_engines_at_work_or_without_a_journal_are_looked_at_later(
     await clock.advance(15)
     assert live.running
     gate.journal.status = "ok"
-    await clock.advance(1.5)
+    await clock.advance(2.0)  # the next look, and a second's look at what it uses
     assert live.engine.status == "sleeping"
 
 

@@ -171,6 +171,8 @@ class Cell:
         return told.union(*(self._drift.get(value, ()) for value in told))
 
     def check(self, value: Any, why: str) -> None:
+        if value in self.sure:
+            return
         allowed = self.allowed()
         known = value in allowed or (ANY in allowed and value is not GONE)
         demand(known, f"{self.name} is {value} {why}, but callers were told {allowed}")
