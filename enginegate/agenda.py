@@ -22,7 +22,7 @@ class Agenda(Generic[Item]):
     """
 
     def __init__(self) -> None:
-        self.on_earlier: Callable[[], None] = _nothing
+        self.on_earlier: Callable[[], object] = _nothing
         self._heap: list[tuple[float, int, Item]] = []
         self._valid: dict[Item, int] = {}
         self._turn = 0

@@ -8,6 +8,7 @@ from enginegate.agenda import Agenda
 from enginegate.clock import Clock
 
 LEAST_S = 0.001  # the resolution of the loop's clock: to wait for less would be to spin
+MOST_S = 86_400.0
 
 
 async def look_when_due(
@@ -17,27 +18,23 @@ async def look_when_due(
 
     What is planned meanwhile for an earlier time counts. An agenda has one such loop.
     """
-    earlier = asyncio.Event()
-    agenda.on_earlier = earlier.set
     while True:
         await clock.sleep(tick_s)
-        while (at := agenda.next_at()) is None or at > clock.now():
-            earlier.clear()
-            await _until(at, earlier, clock)
+        while (wait_s := _wait_s(agenda, clock)) > 0:
+            await _rest(agenda, clock, max(wait_s, LEAST_S))
         look()
 
 
-async def _until(at: float | None, earlier: asyncio.Event, clock: Clock) -> None:
-    """Wait for the time, or for a plan that comes before it."""
-    if at is None:
-        await earlier.wait()
-        return
-    waits = (
-        asyncio.create_task(earlier.wait()),
-        asyncio.create_task(clock.sleep(max(at - clock.now(), LEAST_S))),
-    )
+def _wait_s(agenda: Agenda[Any], clock: Clock) -> float:
+    at = agenda.next_at()
+    return MOST_S if at is None else at - clock.now()
+
+
+async def _rest(agenda: Agenda[Any], clock: Clock, wait_s: float) -> None:
+    """Wait so long, or until something is planned that comes before."""
+    sleeper = asyncio.create_task(clock.sleep(wait_s))
+    agenda.on_earlier = sleeper.cancel
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([sleeper])
     finally:
-        for wait in waits:
-            wait.cancel()
+        sleeper.cancel()

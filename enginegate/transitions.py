@@ -151,7 +151,8 @@ def _born(fact: f.Provisioned | f.Claimed, status: Status) -> Engine:
 def _changed(engine: Engine, after: Status, fact: EngineChange) -> Engine:
     changes = _changes(engine, fact)
     if after is not engine.status:
-        changes |= {"status": after, "changed_at_ms": fact.at_ms, "deep": False, "stopping": False}
+        changes["status"], changes["changed_at_ms"] = after, fact.at_ms
+        changes["deep"] = changes["stopping"] = False
     return replace(engine, **changes)
 
 

@@ -107,7 +107,7 @@ def _failed(row: dict[str, Any], fact: f.Failed) -> dict[str, Any]:
 CHANGES: dict[type, Any] = {
     f.Booted: _as("running"),
     f.Woken: _as("running"),
-    f.Slept: lambda _, __: {"status": "sleeping"},
+    f.Slept: lambda _, __: {"status": "sleeping", "stopping": False},
     f.StopBegun: lambda _, __: {"stopping": True},
     f.Stopped: _as("stopped"),
     f.StopFailed: lambda _, __: {"stopping": False},
