@@ -44,12 +44,14 @@ async def diary() -> AsyncIterator[Diary]:
 
 
 async def test_with_nothing_planned_nothing_wakes_it(diary: Diary) -> None:
+    """An idle server's loops cost nothing."""
     await diary.clock.advance(3600)
     assert diary.looks == []
     assert diary.clock.sleepers == 1
 
 
 async def test_it_looks_at_the_time_and_not_before(diary: Diary) -> None:
+    """One plan is one look, at its time."""
     diary.put("a", 5)
     await diary.clock.advance(4.99)
     assert diary.looks == []
@@ -58,6 +60,7 @@ async def test_it_looks_at_the_time_and_not_before(diary: Diary) -> None:
 
 
 async def test_an_earlier_plan_counts_and_a_later_one_does_not_wake(diary: Diary) -> None:
+    """What comes in between has its own time, whenever it was planned."""
     diary.put("a", 50)
     await diary.clock.advance(10)
     diary.put("b", 5)
@@ -69,6 +72,7 @@ async def test_an_earlier_plan_counts_and_a_later_one_does_not_wake(diary: Diary
 
 
 async def test_what_was_dropped_or_put_off_is_not_looked_for(diary: Diary) -> None:
+    """Only the last plan for an item counts."""
     diary.put("a", 5)
     diary.put("b", 6)
     await diary.clock.advance(1)
@@ -81,6 +85,7 @@ async def test_what_was_dropped_or_put_off_is_not_looked_for(diary: Diary) -> No
 
 
 async def test_however_much_falls_due_it_looks_once_a_tick(diary: Diary) -> None:
+    """Thousands that fall due in a row are a few looks; what is due at once waits a tick."""
     for number in range(100):
         diary.put(str(number), 1 + number / 100)
     diary.at_look = lambda: diary.put("now", 0) if len(diary.looks) < 12 else None
