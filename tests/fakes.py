@@ -99,7 +99,7 @@ class ManualClock:
 
 async def settle(turns: int = SETTLE_TURNS) -> None:
     """Let everything run that can run without time passing; who runs in circles is left."""
-    ready: Sized = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+    ready: Sized = getattr(asyncio.get_running_loop(), "_ready", ())  # uvloop does not tell
     for turn in range(SETTLE_TURNS_MAX):
         await asyncio.sleep(0)
         if turn >= turns and not ready:
