@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 COMPARE_EVERY_S = 25.0  # and a restart within 35 s of a crash that no event told
 COMPARE_BLIND_S = 10.0  # while no events come
 COMPARE_PAUSE_S = 1.0
+DROP_RETRY_S = 1.0  # of an old key, while a verb is at work
 REPAIR_S = 60.0
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
 
@@ -362,8 +363,13 @@ class Recovery:
 
     # Keys whose overlap ends
 
-    def _plan_key_drop(self, live: LiveEngine, _: f.AnyFact | None) -> None:
+    def _plan_key_drop(self, live: LiveEngine, fact: f.AnyFact | None) -> None:
         engine = live.engine
+        by_file = self.ground.config.engine.rotate_mode == "live"
+        if by_file and isinstance(fact, f.KeyRotationFailed):
+            # The new key may be in the file although nobody was told so, and stay there.
+            self.old_keys.put(engine.engine_id, self.ground.clock.now())
+            return
         if engine.old_key_hash is None:
             self.old_keys.drop(engine.engine_id)
             return
@@ -377,6 +383,9 @@ class Recovery:
         for engine_id in self.old_keys.due(now):
             live = self.ground.registry.engines.get(engine_id)
             if live is None:
+                continue
+            if live.operation is not None:  # it may be a rotation, which writes the same file
+                self.old_keys.put(engine_id, now + DROP_RETRY_S)
                 continue
             try:
                 await self.lifecycle.rotation.drop_old_key(live)

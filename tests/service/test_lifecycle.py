@@ -289,6 +289,42 @@ async def test_a_live_rotation_that_fails_puts_the_old_key_back(make_gate: Any) 
     assert gate.backend.engine(live.engine.engine_id).key_file == (live.engine.key_hash,)
 
 
+async def test_a_new_key_that_nobody_was_told_does_not_stay_in_the_file(
+    make_gate: Any, clock: Any
+) -> None:
+    """Its write was not answered, and the one that was to undo it failed: a later one does."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live")))
+    live = await gate.engine(await gate.product())
+    gate.backend.fail("put_key", after=True)
+    gate.backend.fail("put_key", nth=2, times=2)
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    fake = gate.backend.engine(live.engine.engine_id)
+    assert len(fake.key_file) == 2
+    for _ in range(3):
+        await clock.advance(30)
+        await gate.recovery.drop_old_keys()
+    assert fake.key_file == (live.engine.key_hash,)
+
+
+async def test_an_overlap_that_ends_during_a_rotation_waits_for_its_end(
+    make_gate: Any, clock: Any
+) -> None:
+    """Both write the same file: the key that the caller is about to get stays in it."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60)))
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.rotate_key(live, actor="acme")
+    fake = gate.backend.engine(live.engine.engine_id)
+    await clock.advance(61)
+    written = gate.backend.hang("put_key", after=True)
+    rotation = asyncio.create_task(gate.lifecycle.rotate_key(live, actor="acme"))
+    await settle()
+    await gate.recovery.drop_old_keys()
+    written.release()
+    await rotation
+    assert fake.key_file[0] == live.engine.key_hash
+
+
 async def test_only_running_engines_rotate(gate: Any) -> None:
     """ENGINE_NOT_RUNNING for the rest."""
     owner = await gate.product()
