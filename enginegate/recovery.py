@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from enginegate import facts as f
-from enginegate.agenda import Agenda
 from enginegate.backends.base import BackendEvent, Observation, Presence
 from enginegate.errors import BackendError, BootTimeoutError, GateError
 from enginegate.health import HealthLoop
@@ -21,6 +20,7 @@ from enginegate.lifecycle.failure import STOP_GRACE_S
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine, Status
 from enginegate.orphans import Orphans
+from enginegate.overlaps import Overlaps
 from enginegate.registry import LiveEngine, Operation
 from enginegate.slices import sliced
 
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 COMPARE_EVERY_S = 25.0  # and a restart within 35 s of a crash that no event told
 COMPARE_BLIND_S = 10.0  # while no events come
 COMPARE_PAUSE_S = 1.0
-DROP_RETRY_S = 1.0  # of an old key, while a verb is at work
 REPAIR_S = 60.0
 TRIM_EVERY_S = 5.0  # a log outgrows its bound by what an engine writes in this time
 
@@ -66,12 +65,11 @@ class Recovery:
         self.lifecycle = lifecycle
         self.products = products
         self.health = health
-        self.old_keys: Agenda[str] = Agenda()
+        self.overlaps = Overlaps(ground, lifecycle.rotation)
         self.orphans = Orphans(ground, lifecycle.operations)
         self._down_asleep: set[str] = set()
         self._stale = asyncio.Event()
         self._unadopted = False
-        ground.registry.listeners.append(self._plan_key_drop)
 
     async def at_start(self) -> None:
         """Settle every engine, or have it under way, before the first request."""
@@ -88,8 +86,7 @@ class Recovery:
                 await self._meet(live, one)
         self._unadopted = seen is None
         self.health.plan_all()
-        for live in self.ground.registry.engines.values():
-            self._plan_key_drop(live, None)
+        self.overlaps.plan_all()
         if self.ground.registry.engines:
             self.ground.registry.note(
                 "recovered", engines=len(self.ground.registry.engines), adopted=adopted
@@ -360,37 +357,6 @@ class Recovery:
 
     async def _stop(self, engine_id: str) -> None:
         await self.ground.backend.stop(engine_id, grace_s=STOP_GRACE_S)
-
-    # Keys whose overlap ends
-
-    def _plan_key_drop(self, live: LiveEngine, fact: f.AnyFact | None) -> None:
-        engine = live.engine
-        by_file = self.ground.config.engine.rotate_mode == "live"
-        if by_file and isinstance(fact, f.KeyRotationFailed):
-            # The new key may be in the file although nobody was told so, and stay there.
-            self.old_keys.put(engine.engine_id, self.ground.clock.now())
-            return
-        if engine.old_key_hash is None:
-            self.old_keys.drop(engine.engine_id)
-            return
-        left_s = (engine.old_key_until_ms - self.ground.clock.wall_ms()) / 1000
-        left_s = min(max(left_s, 0.0), self.ground.config.engine.key_overlap_s)
-        self.old_keys.put(engine.engine_id, self.ground.clock.now() + left_s)
-
-    async def drop_old_keys(self) -> None:
-        """End the overlaps that are over; one that fails is tried again."""
-        now = self.ground.clock.now()
-        for engine_id in self.old_keys.due(now):
-            live = self.ground.registry.engines.get(engine_id)
-            if live is None:
-                continue
-            if live.operation is not None:  # it may be a rotation, which writes the same file
-                self.old_keys.put(engine_id, now + DROP_RETRY_S)
-                continue
-            try:
-                await self.lifecycle.rotation.drop_old_key(live)
-            except GateError:
-                self.old_keys.put(engine_id, now + COMPARE_EVERY_S)
 
 
 def _half_way(row: Engine) -> bool:

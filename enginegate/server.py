@@ -275,7 +275,7 @@ class Parts:
                 product.traffic.tick()
             self.admission.denials.flush()
             await self.admission.forget_idle_windows()
-            await self.recovery.drop_old_keys()
+            await self.recovery.overlaps.end_due()
             if status != (status := registry.journal_status) == "ok":
                 self.spawn(self.recovery.compare(), "compare after a full disk")
 

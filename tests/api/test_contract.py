@@ -2363,10 +2363,10 @@ class TestSection3EnginesSide:
             both = (digest_hex(key), digest_hex(made["api_key"]))
             assert gate.fake().key_file == both
             await gate.clock.advance(59)
-            await gate.recovery.drop_old_keys()
+            await gate.recovery.overlaps.end_due()
             assert gate.fake().key_file == both
             await gate.clock.advance(1)
-            await gate.recovery.drop_old_keys()
+            await gate.recovery.overlaps.end_due()
 
             assert gate.fake().key_file == both[:1]
             assert gate.fake().life == life

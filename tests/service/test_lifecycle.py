@@ -274,7 +274,7 @@ async def test_a_live_rotation_overlaps_and_then_drops_the_old_key(
     assert fake.key_file == (live.engine.key_hash, old)
     assert fake.life == 1
     await clock.advance(61)
-    await gate.recovery.drop_old_keys()
+    await gate.recovery.overlaps.end_due()
     assert fake.key_file == (live.engine.key_hash,)
 
 
@@ -301,9 +301,10 @@ async def test_a_new_key_that_nobody_was_told_does_not_stay_in_the_file(
         await gate.lifecycle.rotate_key(live, actor="acme")
     fake = gate.backend.engine(live.engine.engine_id)
     assert len(fake.key_file) == 2
+    await gate.lifecycle.sleep(live, actor="acme", force=True)  # whatever happens to it meanwhile
     for _ in range(3):
         await clock.advance(30)
-        await gate.recovery.drop_old_keys()
+        await gate.recovery.overlaps.end_due()
     assert fake.key_file == (live.engine.key_hash,)
 
 
@@ -319,7 +320,7 @@ async def test_an_overlap_that_ends_during_a_rotation_waits_for_its_end(
     written = gate.backend.hang("put_key", after=True)
     rotation = asyncio.create_task(gate.lifecycle.rotate_key(live, actor="acme"))
     await settle()
-    await gate.recovery.drop_old_keys()
+    await gate.recovery.overlaps.end_due()
     written.release()
     await rotation
     assert fake.key_file[0] == live.engine.key_hash

@@ -416,11 +416,11 @@ async def test_an_overlap_of_keys_ends_after_a_restart_too(make_gate: Any, clock
     again = await gate.crash_and_restart()
     again.backend.fail("put_key")
     await clock.advance(61)
-    await again.recovery.drop_old_keys()
+    await again.recovery.overlaps.end_due()
     fake = again.backend.engine(live.engine.engine_id)
     assert len(fake.key_file) == 2
     await clock.advance(31)
-    await again.recovery.drop_old_keys()
+    await again.recovery.overlaps.end_due()
     assert len(fake.key_file) == 1
     await again.close()
 
