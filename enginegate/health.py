@@ -22,7 +22,6 @@ from enginegate.lifecycle.operations import Work
 from enginegate.model import Outcome, Status
 from enginegate.probe import Health
 from enginegate.registry import LiveEngine
-from enginegate.slices import sliced
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +65,15 @@ class HealthLoop:
         The probes begin evenly over `spread_s`, so that a large fleet is no burst.
         """
         await self.ask_backend()
-        engines = self.ground.registry.engines
-        awake = [live async for live in sliced(engines.values()) if live.in_service]
+        registry = self.ground.registry
+        awake = [live async for live in registry.walk() if live.in_service]
         async with asyncio.TaskGroup() as group:
             probes = [
                 group.create_task(self._probe(live))
                 async for live in self._in_turn(awake, spread_s)
             ]
         failed = [found for probe in probes if (found := probe.result())]
-        if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(engines)):
+        if len(failed) > max(SHARED_OUTAGE_MIN, SHARED_OUTAGE_SHARE * len(registry.engines)):
             self._suspend([live for live, _ in failed])
             return
         # Whoever was stopped or began another life since its probe is not failed.

@@ -19,7 +19,6 @@ from enginegate.errors import (
 )
 from enginegate.registry import LiveProduct
 from enginegate.registry.trail import Query
-from enginegate.slices import sliced
 
 TEXT_WANTS = "Prometheus text is for the admin key or the metrics key."
 
@@ -43,7 +42,7 @@ async def status(call: Call) -> fleet_wire.Snapshot:
 async def _snapshot(call: Call, products: list[LiveProduct]) -> fleet_wire.Snapshot:
     failing = 0
     for product in products:
-        async for live in sliced(product.engines.values()):
+        async for live in product.roster.walk():
             failing += live.running and live.failing
     return fleet_wire.snapshot(call.services.registry.counts(products), failing=failing)
 

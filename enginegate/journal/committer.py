@@ -254,14 +254,14 @@ class Committer:
         self._snapshotting = asyncio.create_task(self._snapshot(records, at))
         self._snapshotting.add_done_callback(partial(self._snapshot_done, waiting))
 
-    async def _snapshot(self, records: list[SnapshotRecord], at: Position) -> None:
+    async def _snapshot(self, records: deque[SnapshotRecord], at: Position) -> None:
         """Encode the state here, in short turns, and have a thread write it.
 
         A thread that encodes wants the interpreter thousands of times, and each time the loop
         waits for it: for longer than a turn takes, on few cores.
         """
         encoded = deque[bytes]()
-        for part in self._journal.encode_snapshot(records, at):
+        for part in self._journal.encode_snapshot(_let_go(records), at):
             if len(encoded) >= FEW:
                 await self._clock.sleep(REST_S)
             encoded.append(part)
@@ -347,17 +347,21 @@ class Committer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-async def _listed(source: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
+async def _listed(source: Iterable[SnapshotRecord]) -> deque[SnapshotRecord]:
     """List the state in short turns of the loop; who applies facts waits for it here."""
-    remaining, records = iter(source), list[SnapshotRecord]()
+    remaining, records = iter(source), deque[SnapshotRecord]()
     while part := list(islice(remaining, PART_RECORDS)):
         records += part
         await asyncio.sleep(0)
     return records
 
 
-def _let_go(parts: deque[bytes]) -> Iterator[bytes]:
-    """Yield all, and keep none that was taken: a large fleet's state is tens of megabytes."""
+def _let_go(parts: deque[T]) -> Iterator[T]:
+    """Yield all, and keep none that was taken.
+
+    A large fleet's state is tens of megabytes, and to let go of 100,000 rows at once would
+    take milliseconds.
+    """
     while parts:
         yield parts.popleft()
 

@@ -1,6 +1,7 @@
 """Where products and engines are found, and how durable facts change them."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -12,6 +13,7 @@ from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord, 
 from enginegate.ports import PortMap
 from enginegate.registry.fleet import LiveEngine, LiveProduct
 from enginegate.registry.spares import Spares
+from enginegate.slices import SLICE
 
 RETIRED = ""  # the product id under which a snapshot keeps the totals of deleted products
 
@@ -57,6 +59,18 @@ class Index:
         if old is None or old.product.old_key_until_ms <= self._clock.wall_ms():
             return None
         return old
+
+    async def walk(self) -> AsyncIterator[LiveEngine]:
+        """Yield the fleet in short turns of the loop; engines may change or go meanwhile."""
+        met = 0
+        for product in [*self.products.values()]:
+            async for live in product.roster.walk():
+                yield live
+                met += 1
+            met += 1  # many products with few engines are a long turn, too
+            if met >= SLICE:
+                met = 0
+                await asyncio.sleep(0)
 
     def records(self) -> Iterator[SnapshotRecord]:
         """Yield the durable state as records that `restore` understands; install none meanwhile.

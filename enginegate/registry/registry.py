@@ -112,6 +112,7 @@ class Registry:
         self.engines = self.index.engines
         self.retired = self.index.retired
         self.spares = self.index.spares
+        self.walk = self.index.walk
         self.listeners: list[Listener] = []
         self._writer: Writer | None = None
         self._journal: State = _Writable()

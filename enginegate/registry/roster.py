@@ -4,11 +4,13 @@ Kept while engines come, go and change, so that a page and a count cost by what 
 show and not by the fleet.
 """
 
-from bisect import bisect_left, insort
+import asyncio
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from enginegate.model import Status
-from enginegate.slices import sliced
+from enginegate.slices import SLICE
 
 if TYPE_CHECKING:
     from enginegate.registry.fleet import LiveEngine
@@ -44,6 +46,19 @@ class Roster:
         del self.engines[place]
         self.counts[live.engine.status] -= 1
 
+    async def walk(self) -> "AsyncIterator[LiveEngine]":
+        """Yield the engines, oldest first, in short turns; who comes or goes moves nobody else.
+
+        Never copies them all: to touch each of 100,000 takes milliseconds by itself.
+        """
+        at = 0
+        while part := self.engines[at : at + SLICE]:
+            for live in part:
+                yield live
+            if len(part) == SLICE:
+                await asyncio.sleep(0)
+            at = bisect_right(self.engines, _place(part[-1]), key=_place)
+
     async def page(
         self, status: Status | None, *, offset: int, limit: int
     ) -> "tuple[list[LiveEngine], int]":
@@ -51,7 +66,7 @@ class Roster:
         if status is None:
             return self.engines[offset : offset + limit], len(self.engines)
         found: list[LiveEngine] = []
-        async for live in sliced(self.engines):
+        async for live in self.walk():
             if live.engine.status is status and not live.gone:
                 found.append(live)
                 if len(found) == offset + limit:

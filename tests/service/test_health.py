@@ -437,6 +437,7 @@ async def test_one_that_stops_before_its_turn_in_a_sweep_is_not_probed(
     owner = await gate.product()
     for user in ("ann", "bob"):
         await gate.engine(owner, user)
+        await clock.advance(0.001)  # the older one has its turn first
     gate.spawn(gate.health.sweep_forever())
     gate.probe.checks.clear()
     await clock.advance(5.1)
