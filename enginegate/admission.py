@@ -213,7 +213,7 @@ class Admission:
             live = owner.engines.get(user_id)
             at_work = live.operation if live else owner.boots.get(user_id)
             if at_work is not None and (live is None or not live.running or at_work.holds):
-                refused = await self._join(live, at_work, waiting)
+                refused = await self._join(owner, user_id, at_work, waiting)
             elif live is None:
                 refused = await self._without_engine(owner, user_id, waiting, actor)
             elif live.running:
@@ -224,9 +224,10 @@ class Admission:
                 return refused
 
     async def _join(
-        self, live: LiveEngine | None, at_work: Operation, waiting: "_Waiting"
+        self, owner: LiveProduct, user_id: str, at_work: Operation, waiting: "_Waiting"
     ) -> Refused | None:
         """Wait for work that is under way; None = look again."""
+        live = owner.engines.get(user_id)
         match at_work.verb:
             case "stop":
                 return Refused("engine_stopped")
@@ -239,10 +240,17 @@ class Admission:
             case _:
                 pass
         if not await waiting.settled(at_work):
-            return _still_at(at_work, waiting.options)
+            if live is not None or await self._has_row(owner, user_id):
+                return _still_at(at_work, waiting.options)
+            await at_work.settled()  # it ends with what kept its row off the disk
         if at_work.verb == "destroy":
             return None
         return await self._joined(at_work, waiting)
+
+    async def _has_row(self, owner: LiveProduct, user_id: str) -> bool:
+        """Return whether a boot at work has its row: whoever is told of it must find it."""
+        await self.registry.flushed()
+        return user_id in owner.engines
 
     async def _joined(self, at_work: Operation, waiting: "_Waiting") -> Refused | None:
         """Take the outcome of work that is over; None = look again.

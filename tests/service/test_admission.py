@@ -147,6 +147,33 @@ async def test_who_does_not_wait_hears_the_state_and_the_boot_goes_on(
     assert isinstance(await gate.admit(owner), Admitted)
 
 
+async def test_who_is_told_of_a_boot_finds_its_row(gate: Any) -> None:
+    """No answer tells of an engine that is not on the disk yet, to whoever does not wait."""
+    gate.backend.boot_s = 5
+    owner = await gate.product()
+    gate.journal.hold()
+    first = asyncio.create_task(gate.admit(owner, auto_provision=True, wait_s=0))
+    await settle()
+    second = asyncio.create_task(gate.admit(owner, wait_s=0))
+    await settle()
+    assert (first.done(), second.done()) == (False, False)
+    gate.journal.release()
+    assert {reason(await first), reason(await second)} == {"engine_provisioning"}
+    assert owner.engines["ann"].engine.status == "provisioning"
+
+
+async def test_who_does_not_wait_hears_that_the_row_could_not_be_written(gate: Any) -> None:
+    """STORAGE_UNAVAILABLE, as for those who wait."""
+    owner = await gate.product()
+    gate.journal.hold()
+    call = asyncio.create_task(gate.admit(owner, auto_provision=True, wait_s=0))
+    await settle()
+    gate.journal.failing = True
+    gate.journal.release()
+    with pytest.raises(StorageUnavailableError):
+        await call
+
+
 async def test_a_caller_that_leaves_cancels_nothing(gate: Any, clock: Any) -> None:
     """The boot belongs to the gate, not to the request."""
     gate.backend.boot_s = 5
