@@ -30,6 +30,9 @@ class Agenda(Generic[Item]):
     def __len__(self) -> int:
         return len(self._valid)
 
+    def __contains__(self, item: Item) -> bool:
+        return item in self._valid
+
     def put(self, item: Item, at: float) -> None:
         """Plan the item, in place of an earlier plan for it."""
         first = not self._heap or at < self._heap[0][0]

@@ -63,15 +63,23 @@ class PendingKey(Struct, gc=False, frozen=True):
     key_hash: str
 
 
+class OldKey(Struct, gc=False, frozen=True):
+    """A key that live rotations have replaced; it works until `until_ms`."""
+
+    key_hash: str
+    until_ms: int
+
+
 class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="engine"):
     """One user's engine, as the journal knows it.
 
     `incarnation` rises each time the engine comes (back) into service, so that a
     probe or a sleep decision made for an earlier life is recognised as stale.
     `old_key_hash` still works beside the new one until `old_key_until_ms` (live
-    rotation). `restart_at_ms` is set exactly while an automatic restart is planned or at work.
-    `deep` is set while it sleeps stopped, or is about to, and not frozen; `stopping`
-    while a stop is at work, or was when enginegate ended.
+    rotation), and so do the `older_keys` that rotations soon one after the other
+    have left, newest first. `restart_at_ms` is set exactly while an automatic
+    restart is planned or at work. `deep` is set while it sleeps stopped, or is about
+    to, and not frozen; `stopping` while a stop is at work, or was when enginegate ended.
     """
 
     engine_id: str
@@ -95,6 +103,7 @@ class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="en
     reason: str = ""
     deep: bool = False
     stopping: bool = False
+    older_keys: tuple[OldKey, ...] = ()
 
 
 class Spare(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="spare"):

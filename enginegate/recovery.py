@@ -21,6 +21,7 @@ from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine, Status
 from enginegate.orphans import Orphans
 from enginegate.overlaps import Overlaps
+from enginegate.policy import valid_key_hashes
 from enginegate.registry import LiveEngine, Operation
 from enginegate.slices import sliced
 
@@ -165,7 +166,7 @@ class Recovery:
         engines = self.ground.registry.engines
         self._down_asleep = {one for one in self._down_asleep if one in engines}
         meetings = []
-        async for live in sliced(engines.values()):
+        async for live in self.ground.registry.walk():
             listed = by_id.get(live.engine.engine_id) or _absent(live)
             if live.operation is None and not live.gone and not self._at_rest(live, listed):
                 meetings.append(self._meet(live, listed))
@@ -336,7 +337,8 @@ class Recovery:
             await self.ground.registry.commit(
                 f.KeyRotationFailed(**ids, at_ms=at_ms, reason="enginegate was restarted meanwhile")
             )
-            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+            hashes = valid_key_hashes(live.engine, self.ground.clock.wall_ms())
+            await self.ground.backend.put_key(live.engine.engine_id, hashes)
 
     def _bring(self, live: LiveEngine, act: Act, what: str) -> None:
         """Begin to bring the engine where its row says; one that is slow holds nobody up."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from enginegate import facts as f
 from enginegate.model import Engine, PendingKey, Status
+from enginegate.policy import OLD_KEYS_MAX, old_keys
 
 GONE = "gone"
 
@@ -216,11 +217,13 @@ def _in_service(engine: Engine, fact: f.Booted | f.Woken, *, keep_attempts: bool
 def _with_new_key(engine: Engine, fact: f.KeyRotated) -> dict[str, Any]:
     pending = engine.pending_key
     assert pending is not None
+    overlaps = bool(fact.old_key_until_ms)
     return {
         "sealed_key": pending.sealed_key,
         "key_hash": pending.key_hash,
         "pending_key": None,
-        "old_key_hash": engine.key_hash if fact.old_key_until_ms else None,
+        "older_keys": old_keys(engine, fact.at_ms)[: OLD_KEYS_MAX - 1] if overlaps else (),
+        "old_key_hash": engine.key_hash if overlaps else None,
         "old_key_until_ms": fact.old_key_until_ms,
         "incarnation": engine.incarnation + 1,
     }

@@ -23,6 +23,7 @@ from enginegate.errors import (
 )
 from enginegate.lifecycle.ground import Ground
 from enginegate.model import Engine
+from enginegate.policy import valid_key_hashes
 from enginegate.probe import Health
 from enginegate.registry import LiveEngine
 
@@ -52,14 +53,12 @@ class Booter:
 
     def spec(self, engine: Engine, *, key_hash: str | None = None) -> EngineSpec:
         """Return what to start the engine from; `key_hash` stands in for the one in force."""
-        hashes = [key_hash or engine.key_hash]
-        if engine.old_key_hash and engine.old_key_until_ms > self.ground.clock.wall_ms():
-            hashes.append(engine.old_key_hash)
+        in_force, *old = valid_key_hashes(engine, self.ground.clock.wall_ms())
         return EngineSpec(
             engine_id=engine.engine_id,
             engine_version=engine.engine_version,
             port=engine.port,
-            key_hashes=tuple(hashes),
+            key_hashes=(key_hash or in_force, *old),
             fresh=engine.booted_at_ms is None,
         )
 

@@ -1,6 +1,7 @@
 """A new key for a running engine, by replacing it or under its feet."""
 
 import asyncio
+from collections.abc import Iterable
 
 from enginegate import facts as f
 from enginegate.errors import (
@@ -14,6 +15,8 @@ from enginegate.keys import digest_hex
 from enginegate.lifecycle.boot import Booter, told, unanswered
 from enginegate.lifecycle.failure import SLACK_S, STOP_GRACE_S, Failures
 from enginegate.lifecycle.ground import Ground
+from enginegate.model import Engine
+from enginegate.policy import valid_key_hashes
 from enginegate.registry import LiveEngine
 
 
@@ -59,10 +62,10 @@ class Rotation:
         )
 
     async def _swap_live(self, live: LiveEngine, key_hash: str) -> int:
-        """Let both keys work; return until when (ms since the epoch) the old one does."""
+        """Let new and old keys work; return until when (Unix, ms) the one in force does."""
         engine = live.engine
         try:
-            await self.ground.backend.put_key(engine.engine_id, [key_hash, engine.key_hash])
+            await self.ground.backend.put_key(engine.engine_id, [key_hash, *self._valid(engine)])
         except BackendError as error:
             raise told(error) from error
         overlap_s = self.ground.config.engine.key_overlap_s
@@ -98,7 +101,7 @@ class Rotation:
         )
         try:
             if self.ground.config.engine.rotate_mode == "live":
-                await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+                await self.ground.backend.put_key(live.engine.engine_id, self._valid(live.engine))
             else:
                 await self._swap_by_restart(live, live.engine.key_hash)
         except BackendError as again:
@@ -116,9 +119,12 @@ class Rotation:
         timeout_s = self.ground.config.health.timeout_s
         return (await self.booter.check(live, timeout_s=timeout_s)).ok
 
-    async def drop_old_key(self, live: LiveEngine) -> None:
-        """End the overlap of a live rotation: only the key in force stays in the file."""
+    async def keep_keys(self, live: LiveEngine, old: Iterable[str]) -> None:
+        """Leave in the file the key in force and the `old` ones (hashes) whose overlap goes on."""
         try:
-            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash])
+            await self.ground.backend.put_key(live.engine.engine_id, [live.engine.key_hash, *old])
         except BackendError as error:
             raise told(error) from error
+
+    def _valid(self, engine: Engine) -> list[str]:
+        return valid_key_hashes(engine, self.ground.clock.wall_ms())

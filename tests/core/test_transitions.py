@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from enginegate import facts as f
-from enginegate.model import Engine, PendingKey, Status
+from enginegate.model import Engine, OldKey, PendingKey, Status
 from enginegate.transitions import (
     TABLE,
     EngineChange,
@@ -92,6 +92,7 @@ def engine_in(status: Status) -> Engine:
         old_key_until_ms=4000,
         reason="before",
         deep=status is Status.SLEEPING,
+        older_keys=(OldKey("h-1", 3500), OldKey("h-2", 2500)),
     )
 
 
@@ -286,19 +287,21 @@ IN_SERVICE = {
                 "pending_key": None,
                 "old_key_hash": None,
                 "old_key_until_ms": 0,
+                "older_keys": (),
                 "incarnation": 5,
             },
             id="the new key replaces the old",
         ),
         pytest.param(
             Status.RUNNING,
-            f.KeyRotated(**WHO, old_key_until_ms=8000),
+            f.KeyRotated(**WHO | {"at_ms": 3000}, old_key_until_ms=8000),
             {
                 "sealed_key": "s2",
                 "key_hash": "h2",
                 "pending_key": None,
                 "old_key_hash": "h1",
                 "old_key_until_ms": 8000,
+                "older_keys": (OldKey("h0", 4000), OldKey("h-1", 3500)),
                 "incarnation": 5,
             },
             id="a live rotation lets the old one work for a while",

@@ -29,6 +29,7 @@ from enginegate.errors import (
 from enginegate.facts import DestroyBegun, Destroyed
 from enginegate.lifecycle import OvertakenError
 from enginegate.model import Policy
+from enginegate.policy import OLD_KEYS_MAX
 from tests.fakes import settle
 
 DOCKER_LIKE = Config(engine=EngineSettings(image="engine:1", allowed_images=("engine:2",)))
@@ -276,6 +277,39 @@ async def test_a_live_rotation_overlaps_and_then_drops_the_old_key(
     await clock.advance(61)
     await gate.recovery.overlaps.end_due()
     assert fake.key_file == (live.engine.key_hash,)
+
+
+async def test_each_of_several_old_keys_has_its_whole_overlap(make_gate: Any, clock: Any) -> None:
+    """A rotation soon after another one, or one that fails, cuts nobody off before time."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60)))
+    live = await gate.engine(await gate.product())
+    keys = [live.engine.key_hash]
+    for _ in range(2):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+        keys.insert(0, live.engine.key_hash)
+        await clock.advance(20)
+    gate.backend.fail("put_key")
+    with pytest.raises(BackendFailedError):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    await gate.recovery.overlaps.end_due()
+    fake = gate.backend.engine(live.engine.engine_id)
+    assert fake.key_file == tuple(keys)
+    await clock.advance(21)
+    await gate.recovery.overlaps.end_due()
+    assert fake.key_file == tuple(keys[:2])
+    await clock.advance(20)
+    await gate.recovery.overlaps.end_due()
+    assert fake.key_file == tuple(keys[:1])
+
+
+async def test_a_loop_of_rotations_keeps_a_bounded_number_of_old_keys(make_gate: Any) -> None:
+    """Row and file of one engine do not grow with the calls of one caller."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60)))
+    live = await gate.engine(await gate.product())
+    for _ in range(2 * OLD_KEYS_MAX):
+        await gate.lifecycle.rotate_key(live, actor="acme")
+    assert len(live.engine.older_keys) == OLD_KEYS_MAX - 1
+    assert len(gate.backend.engine(live.engine.engine_id).key_file) <= OLD_KEYS_MAX + 2
 
 
 async def test_a_live_rotation_that_fails_puts_the_old_key_back(make_gate: Any) -> None:
