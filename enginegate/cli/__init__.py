@@ -5,6 +5,9 @@ import sys
 
 def main() -> None:
     """Run the command that was asked for and exit with its code."""
-    from enginegate.cli.app import run
+    from enginegate.cli.streams import standard
 
-    sys.exit(run())
+    with standard():  # before anything is imported that might open a file
+        from enginegate.cli.app import run
+
+        sys.exit(run())

@@ -1,19 +1,15 @@
 """`journal`: look at a data directory, print it, rewrite it, drop a broken end of it."""
 
-import errno
 import logging
 import os
 import resource
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enginegate.cli.failures import Failure
 from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 
 if TYPE_CHECKING:
@@ -51,15 +47,14 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     found = read(directory)
     if not found.files and found.starts:
         demand_journal(directory)
-    with _printing():
-        print(
-            f"{directory}: {found.verdict};"
-            f" {found.facts} facts in {found.frames} frames,"
-            f" {found.segments} segments, {found.snapshots} snapshots"
-        )
-        _list_faults(found)
-        if found.in_use_by:
-            print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
+    print(
+        f"{directory}: {found.verdict};"
+        f" {found.facts} facts in {found.frames} frames,"
+        f" {found.segments} segments, {found.snapshots} snapshots"
+    )
+    _list_faults(found)
+    if found.in_use_by:
+        print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
     raise typer.Exit(found.exit_code)
 
 
@@ -70,8 +65,7 @@ def dump(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     from enginegate.journal import dump as facts
 
     for fact in facts(present(read_config(file, data_dir))):
-        with _printing():
-            print_json_line(fact)
+        print_json_line(fact)
 
 
 @app.command("compact")
@@ -108,12 +102,11 @@ def backup(
 
     _allow_files()
     found = copy(present(read_config(file, data_dir)), target.absolute())
-    with _printing():
-        print(
-            f"{target}: {found.verdict}; {found.facts} facts,"
-            f" {found.segments} segments, {found.snapshots} snapshots"
-        )
-        _list_faults(found)
+    print(
+        f"{target}: {found.verdict}; {found.facts} facts,"
+        f" {found.segments} segments, {found.snapshots} snapshots"
+    )
+    _list_faults(found)
     raise typer.Exit(found.exit_code)
 
 
@@ -150,8 +143,7 @@ def repair(
         _done(directory, "opens and is in order", warnings)
         return
     _done(directory, "opens, but holds damage that cannot be mended", warnings)
-    with _printing():
-        _list_faults(remains)
+    _list_faults(remains)
     raise typer.Exit(remains.exit_code)
 
 
@@ -172,20 +164,6 @@ def _ring() -> "tuple[Keyring, Callable[..., list[SnapshotRecord]]]":
     return keyring, partial(fold, sealer=keyring.resealer)
 
 
-@contextmanager
-def _printing() -> Iterator[None]:
-    """End with a line where the output finds no room; whoever closed a pipe wants none."""
-    try:
-        yield
-        sys.stdout.flush()  # else the interpreter finds out at its end, and exits 120
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise  # typer ends such a command in silence
-        with suppress(OSError):
-            sys.stdout.close()  # else what is left in it is tried again at the end
-        raise Failure(f"the output cannot be written: {error.strerror}") from error
-
-
 def _list_faults(found: "VerifyReport") -> None:
     """Print what is wrong, each on a line, and what it means for a start."""
     for fault in found.faults:
@@ -199,5 +177,4 @@ def _list_faults(found: "VerifyReport") -> None:
 def _done(directory: Path, what: str, warnings: list[str]) -> None:
     for warning in warnings:
         typer.echo(warning, err=True)
-    with _printing():
-        print(f"{directory}: {what}")
+    print(f"{directory}: {what}")

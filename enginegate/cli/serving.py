@@ -10,6 +10,7 @@ import typer
 from enginegate import __version__
 from enginegate.cli.failures import Failure
 from enginegate.cli.options import ConfigFile, DataDir, config_path
+from enginegate.cli.streams import Unwritable
 from enginegate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _run(settings: "Config", secrets: "Secrets") -> int:
 
     def ready(url: str) -> None:
         where = f"{settings.engine.backend} backend, data in {settings.data_path}"
-        with contextlib.suppress(OSError):  # who started us may not care, or has no room for it
+        with contextlib.suppress(Unwritable):  # who started us may not care, or has no room for it
             print(f"enginegate {__version__} accepts requests on {url} ({where})", flush=True)
 
     try:

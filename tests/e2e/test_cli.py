@@ -585,7 +585,7 @@ def test_a_tool_in_a_directory_without_a_journal_says_so(cli: Cli) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_finds_no_room_is_told_in_one_line(own_server: Server, unbuffered: str) -> None:
-    """Exit code 1 without a traceback; whoever reads no further, as `head`, ends it in silence."""
+    """Exit code 1 without a traceback; a reader that has left, as `head` does, is told so too."""
     own_server.cli.run("products", "register", "kept")
     own_server.stop()
     own_server.cli.env["PYTHONUNBUFFERED"] = unbuffered
@@ -601,7 +601,8 @@ def test_output_that_finds_no_room_is_told_in_one_line(own_server: Server, unbuf
         options = {"stdout": writer, "stderr": subprocess.PIPE}
         with own_server.cli.begin("journal", command, **options) as process:
             os.close(writer)
-            assert process.communicate(timeout=60)[1] == "", command
+            said = process.communicate(timeout=60)[1]
+        assert said == "the output cannot be written: Broken pipe\n", command
         assert process.returncode == 1
 
 
@@ -613,12 +614,12 @@ def test_the_api_is_described_without_a_server(cli: Cli) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(cli: Cli) -> None:
-    """`enginegate openapi | head -1` shows no traceback."""
+    """`enginegate openapi | head -1` shows a line, and no traceback."""
     with cli.begin("openapi", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as printing:
         assert printing.stdout is not None
         printing.stdout.close()
         assert printing.stderr is not None
-        assert "Traceback" not in printing.stderr.read()
+        assert len(printing.stderr.read().splitlines()) <= 1  # it may have been read by then
 
 
 # --- what others wrote --------------------------------------------------------------------------
