@@ -1,5 +1,6 @@
 """`products`: what an operator does with tenants."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def register(
     """Create a product and show its platform key, this once."""
     policy = _policy(max_engines, rate_limit_rpm, user_rate_limit_rpm, idle_sleep_s)
     body = {"slug": slug, "display_name": name or slug, "policy": policy}
-    _show_key(_gate(url).call("POST", "/products/register", body), as_json=as_json)
+    _show_key(_gate(url).call("POST", "/products/register", body), slug, as_json=as_json)
 
 
 @app.command("list")
@@ -96,7 +97,7 @@ def rotate_key(
     gate = _gate(url)
     path = f"{_path(gate, product)}/rotate-platform-key"
     body = {} if overlap_s is None else {"overlap_s": overlap_s}
-    _show_key(gate.call("POST", path, body), as_json=as_json)
+    _show_key(gate.call("POST", path, body), product, as_json=as_json)
 
 
 @app.command("delete")
@@ -137,11 +138,16 @@ def _policy(*limits: float | None) -> dict[str, Any]:
     return {name: value for name, value in given if value is not None}
 
 
-def _show_key(answer: dict[str, Any], *, as_json: bool) -> None:
+def _show_key(answer: dict[str, Any], product: str, *, as_json: bool) -> None:
     from enginegate.cli.output import print_fields, print_json
+    from enginegate.cli.streams import written
 
-    if as_json:
-        print_json(answer)
-        return
-    print_fields(answer.items())
-    typer.echo("The key is not kept and cannot be shown again.", err=True)
+    again = f"enginegate products rotate-key {shlex.quote(product)}"
+    lost = f"the new platform key of {product} is lost with it: make another with `{again}`"
+    with written(lost=lost):
+        if as_json:
+            print_json(answer)
+        else:
+            print_fields(answer.items())
+    if not as_json:
+        typer.echo("The key is not kept and cannot be shown again.", err=True)

@@ -1,6 +1,8 @@
 """What becomes of a command whose output nobody takes: a full disk, no reader, no descriptor."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -82,6 +84,25 @@ def test_client_commands_say_so_too(server: Server, kind: str) -> None:
         code, said = deprived(server.cli, kind, *command.split())
         assert said == f"the output cannot be written: {WHY[kind]}\n", command
         assert code == 1, command
+
+
+@pytest.mark.parametrize("kind", WHY)
+def test_a_new_platform_key_that_could_not_be_shown_is_told_to_be_lost(
+    server: Server, kind: str
+) -> None:
+    """The line has the command that makes another one, which then works."""
+    cli = server.cli
+    for command in ("register", "rotate-key"):
+        code, said = deprived(cli, kind, "products", command, "unseen")
+        assert code == 1
+        lost = re.fullmatch(
+            f"the output cannot be written: {WHY[kind]};"
+            " the new platform key of unseen is lost with it: make another with `(.+)`\n",
+            said,
+        )
+        assert lost, said
+        assert "pk-eg-" in cli.run(*shlex.split(lost[1])[1:]).stdout
+    cli.run("products", "delete", "unseen")
 
 
 def test_a_pipe_that_does_not_block_and_is_full_takes_nothing_either(cli: Cli) -> None:
