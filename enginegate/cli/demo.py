@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from enginegate.cli.failures import Failure
+from enginegate.cli.streams import written
 
 if TYPE_CHECKING:
     from enginegate.cli.sandbox import Sandbox
@@ -33,13 +34,14 @@ def demo(
     try:
         story = Story(sandbox, Scene())
         _tell(story)
-        kept = keep
+        if keep:
+            with written():  # nobody could stop a server that he was not told of
+                _explain(sandbox, story)
+            kept = True
     finally:
         if not kept:
             _close(sandbox)
-    if kept:
-        _explain(sandbox, story)
-    else:
+    if not kept:
         seconds = time.monotonic() - begun
         print(f"Done in {seconds:.1f} s; engines, server and temporary directory are gone.")
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from enginegate.cli.sandbox import free_ports
-from tests.e2e.conftest import PATIENCE_S, Cli, Server, eventually
+from tests.e2e.conftest import PATIENCE_S, Cli, Server, eventually, remains
 
 FULL, LEFT, CLOSED = "a full device", "a reader that has left", "a closed descriptor"
 WHY = {FULL: "No space left on device", LEFT: "Broken pipe", CLOSED: "Bad file descriptor"}
@@ -118,6 +118,23 @@ def test_a_pipe_that_does_not_block_and_is_full_takes_nothing_either(cli: Cli) -
     os.close(writer)
     assert said == "the output cannot be written: Resource temporarily unavailable\n"
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("kind", WHY)
+def test_a_demo_that_nobody_can_read_leaves_nothing_running(cli: Cli, kind: str) -> None:
+    """Also with --keep: who was not told of a server cannot stop it."""
+    place = cli.directory / "tmp"
+    place.mkdir()
+    cli.env["TMPDIR"] = str(place)
+    try:
+        code, said = deprived(cli, kind, "demo", "--keep")
+        assert said == f"the output cannot be written: {WHY[kind]}\n"
+        assert code == 1
+        assert list(place.iterdir()) == []
+        assert remains(place) == []
+    finally:
+        for pid in remains(place):
+            os.kill(pid, signal.SIGKILL)
 
 
 # --- commands whose stderr takes nothing, or whose stdin is not there ---------------------------
