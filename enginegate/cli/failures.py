@@ -13,6 +13,7 @@ class Failure(Exception):  # noqa: N818 - what a command ends with, whoever is t
     REFUSED: ClassVar = 1  # the server said no
     USAGE: ClassVar = 2
     UNAVAILABLE: ClassVar = 69  # EX_UNAVAILABLE: no server there
+    UNTOLD: ClassVar = 74  # EX_IOERR: lost output, where 1 is a finding
     CONFIG: ClassVar = 78  # EX_CONFIG
 
     def __init__(self, message: str, exit_code: int = REFUSED) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from enginegate.cli.failures import Failure
 from enginegate.cli.options import ConfigFile, DataDir, present, read_config
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def journal() -> None:
 def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     """Read every file and say whether a start would accept them; changes nothing.
 
-    Exits 0 if all is well, 1 for a torn tail (which a start cuts off), 2 for damage.
+    Exits 0 if all is well, 1 for a torn tail (which a start cuts off), 2 for damage, and 74
+    where it cannot print what it has found.
     """
+    from enginegate.cli.streams import written
     from enginegate.journal import demand_journal
     from enginegate.journal import verify as read
 
@@ -47,14 +50,17 @@ def verify(file: ConfigFile = None, data_dir: DataDir = None) -> None:
     found = read(directory)
     if not found.files and found.starts:
         demand_journal(directory)
-    print(
-        f"{directory}: {found.verdict};"
-        f" {found.facts} facts in {found.frames} frames,"
-        f" {found.segments} segments, {found.snapshots} snapshots"
-    )
-    _list_faults(found)
-    if found.in_use_by:
-        print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
+    # Elsewhere lost output is exit code 1. Here that would say that the tail is torn, of a
+    # journal that may be clean, or damaged: a full disk is no finding about what was read.
+    with written(exit_code=Failure.UNTOLD):
+        print(
+            f"{directory}: {found.verdict};"
+            f" {found.facts} facts in {found.frames} frames,"
+            f" {found.segments} segments, {found.snapshots} snapshots"
+        )
+        _list_faults(found)
+        if found.in_use_by:
+            print(f"in use by pid {found.in_use_by}, which may be writing its last frame right now")
     raise typer.Exit(found.exit_code)
 
 
