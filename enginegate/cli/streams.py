@@ -1,7 +1,8 @@
 """The three standard streams: all of them open, and no output that gets lost unnoticed.
 
 What stdout does not take is told once, in one line on stderr, whatever command wrote it and
-whether it was a full disk, a reader that has left, or nobody who opened it. What stderr does
+whether it was a full disk or nobody who opened it. A reader that leaves, as `head` does, is
+told nothing, unless it costs somebody a key. What stderr does
 not take is dropped: there is nobody left to tell, and a server goes on without its log.
 """
 
@@ -27,9 +28,10 @@ class Unwritable(Exception):  # noqa: N818 - as a Failure, but nothing on its wa
     It is no `OSError`, for that is what a command may expect of files and sockets.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.reason = error.strerror or str(error)
+        self.left = isinstance(error, BrokenPipeError)
         self.lost = ""
         self.exit_code: int = Failure.REFUSED
 
@@ -54,10 +56,10 @@ class _Out(io.FileIO):
             written: int | None = super().write(data)
         except OSError as error:
             self._given_up = True
-            raise Unwritable(error.strerror or str(error)) from error
+            raise Unwritable(error) from error
         if written is None:  # a pipe that does not block, and is full
             self._given_up = True
-            raise Unwritable(os.strerror(errno.EAGAIN))
+            raise Unwritable(BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         return written
 
 
@@ -89,7 +91,8 @@ def standard() -> Iterator[None]:
         finally:
             out.flush()  # else the interpreter finds out at its end, and exits 120
     except Unwritable as error:
-        sys.exit(report([str(error)], error.exit_code))
+        expected = error.left and not error.lost
+        sys.exit(report([] if expected else [str(error)], error.exit_code))
 
 
 @contextmanager

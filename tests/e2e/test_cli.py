@@ -585,7 +585,7 @@ def test_a_tool_in_a_directory_without_a_journal_says_so(cli: Cli) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_finds_no_room_is_told_in_one_line(own_server: Server, unbuffered: str) -> None:
-    """Without a traceback, also to a reader that leaves, as `head` does; exit code 1.
+    """Without a traceback; whoever reads no further, as `head`, ends it in silence. Exit code 1.
 
     For `verify` it is 74: its 1 says that the tail is torn.
     """
@@ -605,7 +605,7 @@ def test_output_that_finds_no_room_is_told_in_one_line(own_server: Server, unbuf
         with own_server.cli.begin("journal", command, **options) as process:
             os.close(writer)
             said = process.communicate(timeout=60)[1]
-        assert said == "the output cannot be written: Broken pipe\n", command
+        assert said == "", command
         assert process.returncode == code, command
 
 
@@ -617,12 +617,12 @@ def test_the_api_is_described_without_a_server(cli: Cli) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(cli: Cli) -> None:
-    """`enginegate openapi | head -1` shows a line, and no traceback."""
+    """`enginegate openapi | head -1` shows that line alone."""
     with cli.begin("openapi", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as printing:
         assert printing.stdout is not None
         printing.stdout.close()
         assert printing.stderr is not None
-        assert len(printing.stderr.read().splitlines()) <= 1  # it may have been read by then
+        assert printing.stderr.read() == ""
 
 
 # --- what others wrote --------------------------------------------------------------------------
