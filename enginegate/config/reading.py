@@ -12,9 +12,9 @@ from msgspec import Struct, inspect
 
 from enginegate.config.rules import RULES
 from enginegate.config.settings import Config
+from enginegate.config.variables import OTHERS, PREFIX, is_known, nearest
 from enginegate.errors import ConfigError
 
-_PREFIX: Final = "ENGINEGATE_"
 _SHOWN_MAX: Final = 80  # of a faulty value, so that a fault stays one line
 _TRUTHS: Final = {"true": True, "1": True, "false": False, "0": False}
 
@@ -73,11 +73,7 @@ def _kinds(struct: type[Struct], prefix: str = "") -> Iterator[tuple[str, inspec
 
 
 _KINDS: Final = dict(_kinds(Config))
-_VARIABLES: Final = {_PREFIX + key.upper().replace(".", "__"): key for key in _KINDS}
-_NEAR_MISSES: Final = (
-    f"{_PREFIX}DATA_",
-    *(f"{name}_" for name, key in _VARIABLES.items() if _KINDS[key] is None),
-)
+_VARIABLES: Final = {PREFIX + key.upper().replace(".", "__"): key for key in _KINDS}
 _WHOLE_FILE: Final = ""
 
 
@@ -101,8 +97,9 @@ def _from_environment(environ: Mapping[str, str]) -> _Found:
     for name in sorted(environ):  # a section as a whole comes before its keys
         key = _VARIABLES.get(name)
         if key is None:
-            if name.startswith(_NEAR_MISSES) or (name.startswith(_PREFIX) and "__" in name):
-                yield name, f"{name}: no such setting{_hint(name, _VARIABLES)}"
+            if name.startswith(PREFIX) and not is_known(name, environ[name]):
+                meant = nearest(name, [*_VARIABLES, *sorted(OTHERS)])
+                yield name, f"{name}: no such setting{_did_you_mean(meant)}"
         elif _KINDS[key] is None:
             yield from _leaves({key: _decoded(environ[name])}, "", name)
         else:
@@ -123,7 +120,9 @@ def _leaves(table: Mapping[str, object], prefix: str, source: str) -> _Found:
     for name, value in table.items():
         key = prefix + name
         if key not in _KINDS:
-            yield key, f"{key}: no such setting (from {source}){_hint(key, _KINDS)}"
+            close = difflib.get_close_matches(key, _KINDS, n=1)
+            hint = _did_you_mean(*close)
+            yield key, f"{key}: no such setting (from {source}){hint}"
         elif _KINDS[key] is not None:
             yield key, _Given(value, source)
         elif isinstance(value, dict):
@@ -132,9 +131,8 @@ def _leaves(table: Mapping[str, object], prefix: str, source: str) -> _Found:
             yield key, f"{key}: must be a table (from {source})"
 
 
-def _hint(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _did_you_mean(name: str | None = None) -> str:
+    return f"; did you mean {name}?" if name else ""
 
 
 def _built(given: Mapping[str, _Given], faults: list[tuple[str, str]]) -> Config:

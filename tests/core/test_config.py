@@ -134,6 +134,10 @@ def test_a_key_that_does_not_exist_is_refused(file: Path, toml: str, fault: str)
         "ENGINEGATE_SERVER__",
         "ENGINEGATE_server__port",
         "ENGINEGATE_DATA_DIRECTORY",
+        "ENGINEGATE_DATADIR",
+        "ENGINEGATE_PORT",
+        "ENGINEGATE_CONFIG",
+        "ENGINEGATE_",
     ],
 )
 def test_a_variable_that_looks_like_a_setting_and_is_none_is_refused(name: str) -> None:
@@ -143,19 +147,47 @@ def test_a_variable_that_looks_like_a_setting_and_is_none_is_refused(name: str) 
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DATADIR", "DATA_DIR"),
+        ("DATA_DIRECTORY", "DATA_DIR"),
+        ("PORT", "SERVER__PORT"),
+        ("SERVER_PORT", "SERVER__PORT"),
+        ("MEMORY", "ENGINE__LIMITS__MEMORY"),
+        ("HELTH__INTERVAL_S", "HEALTH__INTERVAL_S"),
+        ("ADMINKEY", "ADMIN_KEY"),
+        ("MASTER_KEYFILE", "MASTER_KEY_FILE"),
+    ],
+)
+def test_a_variable_nobody_reads_is_told_with_what_was_probably_meant(
+    name: str, meant: str
+) -> None:
+    """One line with the name it should have; secrets are among those names."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {f"ENGINEGATE_{name}": "x"})
+    assert caught.value.faults == [
+        f"ENGINEGATE_{name}: no such setting; did you mean ENGINEGATE_{meant}?"
+    ]
+
+
 def test_other_variables_are_left_alone() -> None:
-    """Secrets, what the clients read, and what Kubernetes sets for a service of this name."""
+    """Secrets, what clients and our own tests read, and what Kubernetes sets for services."""
     names = [
         *(f"ENGINEGATE_{key}_KEY" for key in ("ADMIN", "MASTER", "METRICS", "PLATFORM")),
-        *(f"ENGINEGATE_{key}_KEY_FILE" for key in ("ADMIN", "MASTER", "METRICS")),
+        *(f"ENGINEGATE_{key}_KEY_FILE" for key in ("ADMIN", "MASTER", "METRICS", "PLATFORM")),
         "ENGINEGATE_URL",
-        "ENGINEGATE_CONFIG",
         "ENGINEGATE_REQUIRE_DOCKER",
         "ENGINEGATE_SERVICE_HOST",
+        "ENGINEGATE_SERVICE_PORT",
+        "ENGINEGATE_SERVICE_PORT_HTTP",
         "ENGINEGATE_PORT_8000_TCP",
+        "ENGINEGATE_PORT_8000_TCP_ADDR",
+        "ENGINEGATE_ENGINE_POOL_SERVICE_HOST",
         "SERVER__PORT",
     ]
-    assert load(None, dict.fromkeys(names, "x")) == Config()
+    ports = dict.fromkeys(("ENGINEGATE_PORT", "ENGINEGATE_WEB_PORT"), "tcp://10.0.0.7:8000")
+    assert load(None, dict.fromkeys(names, "x") | ports) == Config()
 
 
 @pytest.mark.parametrize(
