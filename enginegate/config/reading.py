@@ -142,11 +142,10 @@ def _built(given: Mapping[str, _Given], faults: list[tuple[str, str]]) -> Config
         kind = _KINDS[key]
         assert kind is not None
         value = _parsed(kind, str(one.value)) if one.text else one.value
-        why = _misfit(kind, value)
-        if why is None and key in RULES:
-            why = RULES[key](value)
-        if why:
-            faults.append((key, f"{key}: {why} ({_got(kind, value)}from {one.source})"))
+        wrong = list(_faults(key, kind, value))
+        if wrong:
+            source = f"({_got(kind, value)}from {one.source})"
+            faults += [(key, f"{key}: {why} {source}") for why in wrong]
             continue
         *sections, name = key.split(".")
         branch = tree
@@ -154,6 +153,26 @@ def _built(given: Mapping[str, _Given], faults: list[tuple[str, str]]) -> Config
             branch = branch.setdefault(section, {})
         branch[name] = value
     return msgspec.convert(tree, Config)
+
+
+def _faults(key: str, kind: inspect.Type, value: object) -> Iterator[str]:
+    """Yield in what ways a value is wrong; a list or table is looked at to its end."""
+    why = _misfit(kind, value)
+    if why:
+        yield why
+    if key in RULES and (why is None or _has_members(kind, value)):
+        yield from RULES[key](value)
+
+
+def _has_members(kind: inspect.Type, value: object) -> bool:
+    """Return whether a value is a list or a table where one is wanted, whatever is in it."""
+    match kind:
+        case inspect.VarTupleType():
+            return isinstance(value, list | tuple)
+        case inspect.DictType():
+            return isinstance(value, dict)
+        case _:
+            return False
 
 
 def _got(kind: inspect.Type, value: object) -> str:
@@ -199,7 +218,8 @@ def _misfit(kind: inspect.Type, value: object) -> str | None:
         case inspect.LiteralType(values=choices):
             fits, wanted = value in choices, " or ".join(repr(choice) for choice in choices)
         case inspect.VarTupleType():
-            fits, wanted = isinstance(value, list | tuple) and _texts(value), "a list of strings"
+            fits = isinstance(value, list | tuple) and _texts(value)
+            wanted = "a list of strings"
         case inspect.DictType():
             fits = isinstance(value, dict) and _texts(value.values())
             wanted = "a table of strings"

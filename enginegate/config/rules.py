@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from enginegate.policy import valid_image_pattern, valid_image_reference
@@ -17,8 +17,18 @@ _NOT_BRIDGED: Final = ("host", "none")  # Docker's own, which publish no ports
 _PATH: Final = re.compile(r"/[!-\"$-~]*")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-Rule = Callable[[Any], str | None]
-"""Says how a value of the right type is wrong, if it is."""
+Rule = Callable[[Any], Iterable[str]]
+"""Says in what ways a value of the right type is wrong; of a list or table, in its texts alone."""
+
+
+def _one(check: Callable[[Any], str | None]) -> Rule:
+    """Return the rule of a value that can be wrong in one way at a time."""
+
+    def faults(value: object) -> Iterator[str]:
+        if why := check(value):
+            yield why
+
+    return faults
 
 
 def memory_bytes(memory: str | int) -> int | None:
@@ -81,33 +91,37 @@ def _image(value: str) -> str | None:
     return None if fits else "must be an image reference such as registry.example/engine:1.2"
 
 
-def _images(values: Sequence[str]) -> str | None:
-    wrong = [value for value in values if not valid_image_pattern(value)]
-    return f"must hold image references or repository:*, unlike {wrong[0]!r}" if wrong else None
+def _images(values: Sequence[object]) -> Iterator[str]:
+    for value in _texts(values):
+        if not valid_image_pattern(value):
+            yield f"must hold image references or repository:*, unlike {value!r}"
 
 
-def _command(values: Sequence[str]) -> str | None:
-    if any("\0" in value for value in values):
-        return "must not hold NUL characters"
-    return "must begin with a program" if values and not values[0] else None
+def _command(values: Sequence[object]) -> Iterator[str]:
+    if any("\0" in value for value in _texts(values)):
+        yield "must not hold NUL characters"
+    if values and values[0] == "":
+        yield "must begin with a program"
 
 
-def _env(values: Mapping[str, str]) -> str | None:
+def _env(values: Mapping[str, object]) -> Iterator[str]:
     for name, value in values.items():
         if why := _variable(name):
-            return why
-        if "\0" in value:
-            return f"must not hold NUL characters, as {name} does"
-    return None
+            yield why
+        if isinstance(value, str) and "\0" in value:
+            yield f"must not hold NUL characters, as {name} does"
 
 
-def _env_passthrough(names: Sequence[str]) -> str | None:
-    for name in names:
+def _env_passthrough(names: Sequence[object]) -> Iterator[str]:
+    for name in _texts(names):
         if why := _variable(name):
-            return why
-        if name.startswith("ENGINEGATE_"):
-            return f"must not hand enginegate's own {name} to engines"
-    return None
+            yield why
+        elif name.startswith("ENGINEGATE_"):
+            yield f"must not hand enginegate's own {name} to engines"
+
+
+def _texts(values: Iterable[object]) -> Iterator[str]:
+    return (value for value in values if isinstance(value, str))
 
 
 def _variable(name: str) -> str | None:
@@ -117,17 +131,17 @@ def _variable(name: str) -> str | None:
 
 
 RULES: Final[Mapping[str, Rule]] = {
-    "data_dir": _data_dir,
-    "server.host": _host,
-    "engine.image": _image,
+    "data_dir": _one(_data_dir),
+    "server.host": _one(_host),
+    "engine.image": _one(_image),
     "engine.allowed_images": _images,
     "engine.command": _command,
-    "engine.health_path": _path,
-    "engine.advertise_host": _url_host,
-    "engine.publish_address": _address,
-    "engine.network": _network,
+    "engine.health_path": _one(_path),
+    "engine.advertise_host": _one(_url_host),
+    "engine.publish_address": _one(_address),
+    "engine.network": _one(_network),
     "engine.env": _env,
     "engine.env_passthrough": _env_passthrough,
-    "engine.limits.memory": _memory,
+    "engine.limits.memory": _one(_memory),
 }
 """The rule of each key that has one, after its type and limits have been checked."""

@@ -112,6 +112,56 @@ def test_all_faults_are_told_at_once(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "written", "whys"),
+    [
+        (
+            "engine.allowed_images",
+            '["e*", "e:1", "f*"]',
+            ["must hold image references or repository:*, unlike 'e*'", "… unlike 'f*'"],
+        ),
+        (
+            "engine.allowed_images",
+            '[1, "e*"]',
+            ["must be a list of strings", "must hold image references … unlike 'e*'"],
+        ),
+        (
+            "engine.command",
+            '["", "a\\u0000"]',
+            ["must not hold NUL characters", "must begin with a program"],
+        ),
+        (
+            "engine.env",
+            '{PORT = "1", A = 1, "B-C" = "a\\u0000"}',
+            [
+                "must be a table of strings",
+                "PORT is set by the gate itself",
+                "'B-C' is no name of a variable",
+                "must not hold NUL characters, as B-C does",
+            ],
+        ),
+        (
+            "engine.env_passthrough",
+            '["CATALOG_DIR", "TZ", "A-B", "ENGINEGATE_URL"]',
+            [
+                "CATALOG_DIR is set by the gate itself",
+                "'A-B' is no name of a variable",
+                "must not hand enginegate's own ENGINEGATE_URL to engines",
+            ],
+        ),
+    ],
+)
+def test_all_faults_of_one_list_or_table_are_told(
+    file: Path, key: str, written: str, whys: list[str]
+) -> None:
+    """Each entry is looked at, also where another one is wrong or of the wrong type."""
+    told = faults_of(f"{key} = {written}")
+    assert len(told) == len(whys)
+    for fault, why in zip(told, whys, strict=True):
+        assert fault.startswith(f"{key}: ")
+        assert fault.endswith(f"{why.rpartition('… ')[2]} (from config.toml)")
+
+
+@pytest.mark.parametrize(
     ("toml", "fault"),
     [
         ("[helth]", "helth: no such setting (from config.toml); did you mean health?"),
