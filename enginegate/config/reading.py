@@ -179,8 +179,12 @@ def _got(kind: inspect.Type, value: object) -> str:
     """Return what was got, but for lists and tables: engines' secrets may be in them."""
     if isinstance(kind, inspect.VarTupleType | inspect.DictType):
         return ""
+    return f"got {_shown(value)}, "
+
+
+def _shown(value: object) -> str:
     shown = repr(value)
-    return f"got {shown if len(shown) <= _SHOWN_MAX else shown[:_SHOWN_MAX] + '…'}, "
+    return shown if len(shown) <= _SHOWN_MAX else shown[:_SHOWN_MAX] + "…"
 
 
 def _parsed(kind: inspect.Type, text: str) -> object:
@@ -269,6 +273,10 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("engine.image", "engine.backend"), "must be given for the docker backend"
     if engine.backend == "process" and engine.url_mode == "network":
         yield ("engine.url_mode", "engine.backend"), "must be 'host' for the process backend"
+    if engine.backend == "process" and engine.catalog_dir and not Path(engine.catalog_dir).is_dir():
+        # Docker's daemon may see other files than we do; it refuses what it does not find itself.
+        keys = ("engine.catalog_dir", "engine.backend")
+        yield keys, f"there is no such directory (got {_shown(engine.catalog_dir)})"
     for name in engine.env_passthrough:
         if name in engine.env:
             keys = ("engine.env_passthrough", "engine.env")

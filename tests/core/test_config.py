@@ -370,6 +370,20 @@ def test_settings_that_contradict_each_other_are_refused(file: Path, toml: str, 
     assert fault_of(toml).startswith(fault)
 
 
+def test_a_catalog_that_is_not_there_is_refused(file: Path, tmp_path: Path) -> None:
+    """Engines would be given an empty promise. Docker looks itself, maybe on another machine."""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "file").touch()
+    file.write_text("engine.catalog_dir = 'catalog'")
+    assert load(file, {}).engine.catalog_dir == "catalog"
+    for name in ("gone", "file", "\\u0000"):
+        fault = fault_of(f'engine.catalog_dir = "{name}"')
+        assert fault.startswith("engine.catalog_dir: there is no such directory (got '")
+    there = "[engine]\nbackend = 'docker'\nimage = 'e:1'\ncatalog_dir = '/there'"
+    file.write_text(there)
+    assert load(file, {}).engine.catalog_dir == "/there"
+
+
 def test_a_faulty_value_is_not_also_called_a_contradiction(file: Path) -> None:
     """One mistake is one fault."""
     assert fault_of("[ports]\nmin = 20000\nmax = 'x'").startswith("ports.max: must be a whole")
