@@ -274,6 +274,7 @@ ROUTES = (
         Access.PLATFORM,
         "Destroy an engine: container, data, port and row.",
         answers=(wire.Destroyed,),
+        body=wire.Nothing,
         errors=(*CHANGING, "ENGINE_NOT_FOUND"),
     ),
     Route(

@@ -129,7 +129,7 @@ def _operation(route: Route, schemas: Json) -> Json:
     parameters = list(_parameters(route, schemas))
     if parameters:
         operation["parameters"] = parameters
-    if route.body is not None:
+    if route.body is not None and route.method != "DELETE":  # HTTP gives its body no meaning
         operation["requestBody"] = {
             "required": bool(schemas[route.body.__name__].get("required")),
             "content": {"application/json": {"schema": _ref(route.body)}},

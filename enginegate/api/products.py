@@ -124,6 +124,7 @@ ROUTES = (
         Access.ADMIN,
         "Destroy the product's engines, then the product; its key stops at once.",
         answers=(wire.ProductDeleted,),
+        body=wire.Nothing,
         errors=(*CHANGING, "BACKEND_ERROR", "BACKEND_UNAVAILABLE", "PRODUCT_NOT_FOUND"),
     ),
 )

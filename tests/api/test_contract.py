@@ -417,6 +417,8 @@ class TestSection2Api:
             ("POST", "/products/register", {"slug": "x", "display_name": "X"}),
             ("PUT", "/products/{product_id}/policy", {"policy": {}}),
             ("POST", "/products/{product_id}/rotate-platform-key", {}),
+            ("DELETE", "/engines/ann", {}),
+            ("DELETE", "/products/{product_id}", {}),
         ],
     )
     async def test_unknown_fields_are_refused_everywhere(
