@@ -11,7 +11,12 @@ from enum import Enum
 from hmac import compare_digest
 
 from enginegate.config import Secrets
-from enginegate.errors import InvalidAdminKeyError, InvalidPlatformKeyError, ProductNotFoundError
+from enginegate.errors import (
+    GateError,
+    InvalidAdminKeyError,
+    InvalidPlatformKeyError,
+    ProductNotFoundError,
+)
 from enginegate.keys import digest
 from enginegate.registry import LiveProduct, Registry
 
@@ -87,6 +92,15 @@ class Presented:
         return self.admin is not None and self.platform is None and self.bearer is None
 
 
+def refusal(presented: Presented, access: Access) -> GateError:
+    """Return what is said to somebody whom none of what he presents lets in."""
+    key = presented.admin if presented.admin is not None else presented.bearer
+    acting = key is not None and presented.product is not None
+    if acting or (access is not Access.PLATFORM and presented.admin_alone):
+        return InvalidAdminKeyError(NO_ADMIN_KEY)
+    return InvalidPlatformKeyError(NO_PLATFORM_KEY)
+
+
 class Doorkeeper:
     """Tells who asks, before anything else about the request is looked at."""
 
@@ -142,10 +156,7 @@ class Doorkeeper:
             return Identity(Role.ADMIN, ADMIN)
         if access is Access.MONITOR and self._is_monitor(key):
             return Identity(Role.MONITOR, "")
-        acting = key is not None and presented.product is not None
-        if acting or (access is not Access.PLATFORM and presented.admin_alone):
-            raise InvalidAdminKeyError(NO_ADMIN_KEY)
-        raise InvalidPlatformKeyError(NO_PLATFORM_KEY)
+        raise refusal(presented, access)
 
     def _named(self, slug: str) -> LiveProduct:
         product = self._registry.by_slug.get(slug)

@@ -7,11 +7,10 @@ from starlette.responses import Response
 import enginegate
 from enginegate import metrics
 from enginegate.api import exposition, fleet_wire, wire
-from enginegate.api.auth import NO_ADMIN_KEY, Access, Role
+from enginegate.api.auth import Access, Presented, Role, refusal
 from enginegate.api.call import RECOVERING, Call, Route, json_response
 from enginegate.api.events import events
 from enginegate.errors import (
-    InvalidAdminKeyError,
     InvalidPlatformKeyError,
     ProductNotFoundError,
     ShuttingDownError,
@@ -67,7 +66,7 @@ async def show_metrics(call: Call) -> Response:
             raise InvalidPlatformKeyError(TEXT_WANTS)
         return await exposition.page(call.services, media)
     if role is Role.MONITOR:
-        raise InvalidAdminKeyError(NO_ADMIN_KEY)
+        raise refusal(Presented.read(call.request.scope["headers"]), Access.EITHER)
     registry, tallies = call.services.registry, [live.tally for live in call.products]
     if call.identity.product is None:
         tallies.append(registry.retired)

@@ -174,6 +174,23 @@ async def test_the_metrics_key_opens_metrics_text_and_status_alone(
     assert (await gate.client.get("/metrics", headers=headers)).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"Authorization": f"Bearer {METRICS_KEY}"}, "INVALID_PLATFORM_KEY"),
+        ({"X-Admin-Key": METRICS_KEY}, "INVALID_ADMIN_KEY"),
+        ({"X-Admin-Key": METRICS_KEY, "Authorization": "Bearer x"}, "INVALID_PLATFORM_KEY"),
+    ],
+)
+async def test_the_metrics_key_does_not_get_json(
+    gate: Gate, headers: dict[str, str], told: str
+) -> None:
+    """Who is told so by which name goes by what was sent, as with any key that opens nothing."""
+    for accept in ({}, {"Accept": "application/json"}):
+        answer = await gate.client.get("/metrics", headers=headers | accept)
+        assert (answer.status_code, code(answer)) == (401, told)
+
+
 async def test_a_platform_key_does_not_get_prometheus_text(gate: Gate) -> None:
     """The text shows all products, so a product's key does not open it."""
     answer = await gate.get("/metrics", headers=OPENMETRICS)
