@@ -54,8 +54,9 @@ def make_routes(services: Services) -> Starlette:
 class ExactRoute(Route):
     """A route whose end is the end: Starlette's pattern lets a line break follow."""
 
-    def __init__(self, path: str, endpoint: ASGIApp, *, methods: list[str]) -> None:
+    def __init__(self, path: str, endpoint: Endpoint, *, methods: list[str]) -> None:
         super().__init__(path, endpoint, methods=methods)
+        self.identify = endpoint.identify
         self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
 
 
@@ -66,16 +67,21 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     if error.status_code == NOT_FOUND:
         told = PathNotFoundError("There is nothing at this path; GET /docs lists what there is.")
         return problems.answer(told)
-    allowed = ", ".join(sorted(_methods(request)))
+    routes = _of_path(request)
+    try:
+        routes[0].identify(request)  # a path is open to the same callers in all methods
+    except GateError as refused:
+        return problems.answer(refused)
+    allowed = ", ".join(sorted({method for one in routes for method in one.methods or ()}))
     told = MethodNotAllowedError(f"This path takes {allowed}.")
     return problems.answer(told, allow=allowed)
 
 
-def _methods(request: Request) -> set[str]:
-    """Return the methods of this path: of a fixed one, not of the pattern that it fits too."""
-    routes: list[Route] = request.app.routes
+def _of_path(request: Request) -> list[ExactRoute]:
+    """Return the routes of this path: of a fixed one, not of the pattern that it fits too."""
+    routes: list[ExactRoute] = request.app.routes
     path = next(one.path for one in routes if one.matches(request.scope)[0] is not Match.NONE)
-    return {method for one in routes if one.path == path for method in one.methods or ()}
+    return [one for one in routes if one.path == path]
 
 
 async def _broken(_: Request, error: Exception) -> Response:

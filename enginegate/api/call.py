@@ -118,6 +118,17 @@ class Endpoint:
             response = problems.answer(error)
         await response(scope, receive, send)
 
+    def identify(self, request: Request) -> Identity:
+        """Return who asks; while the journal is read back nobody is known.
+
+        Raises:
+            InvalidPlatformKeyError, InvalidAdminKeyError: nobody this route is open to.
+            ProductNotFoundError: an operator acts for a product that does not exist.
+        """
+        if self.services.phase.name == "recovering" and not self.route.while_recovering:
+            raise StorageUnavailableError(RECOVERING)
+        return self.doorkeeper.identify(request.scope["headers"], self.route.access)
+
     async def _answer(self, request: Request) -> Response:
         call = await self._checked(request)
         done = await self.route.handler(call)
@@ -126,10 +137,7 @@ class Endpoint:
     async def _checked(self, request: Request) -> Call:
         """Check everything that can be checked without knowing what the route does."""
         route = self.route
-        if self.services.phase.name == "recovering" and not route.while_recovering:
-            raise StorageUnavailableError(RECOVERING)
-        identity = self.doorkeeper.identify(request.scope["headers"], route.access)
-        call = Call(self.services, self.doorkeeper, request, identity)
+        call = Call(self.services, self.doorkeeper, request, self.identify(request))
         user_id = request.path_params.get("user_id")
         if user_id is not None and not valid_user_id(user_id):
             raise InvalidRequestError(BAD_USER_ID)

@@ -215,12 +215,45 @@ async def test_an_unknown_path_is_404_with_or_without_a_key(gate: Gate) -> None:
             assert (answer.status_code, code(answer)) == (404, "NOT_FOUND"), path
 
 
-async def test_a_wrong_method_is_405_with_or_without_a_key(gate: Gate) -> None:
-    """The answer says which methods there are."""
-    for headers in ({}, {"X-Platform-Key": gate.key}):
+async def test_a_wrong_method_is_405_to_whom_the_path_is_open(gate: Gate) -> None:
+    """The answer says which methods there are; a public path says it to everybody."""
+    platform = {"X-Platform-Key": gate.key}
+    for method, path, headers, allowed in (
+        ("PUT", "/products/x", ADMIN, "DELETE, GET, HEAD"),
+        ("PUT", "/engines/ann", platform, "DELETE, GET, HEAD"),
+        ("PATCH", "/engines/provision", platform, "POST"),
+        ("OPTIONS", "/status", platform, "GET, HEAD"),
+        ("POST", "/health", {}, "GET, HEAD"),
+    ):
+        answer = await gate.client.request(method, path, headers=headers)
+        assert (answer.status_code, code(answer)) == (405, "METHOD_NOT_ALLOWED"), path
+        assert answer.headers["allow"] == allowed
+
+
+async def test_a_wrong_method_without_a_key_is_401(gate: Gate) -> None:
+    """Nothing about a request is looked at before who sends it, its method included."""
+    for headers in ({}, {"X-Platform-Key": WRONG}):
+        for method, path in (("PUT", "/engines/ann"), ("POST", "/status"), ("OPTIONS", "/engines")):
+            answer = await gate.client.request(method, path, headers=headers)
+            assert (answer.status_code, code(answer)) == (401, "INVALID_PLATFORM_KEY"), path
         answer = await gate.client.put("/products/x", headers=headers)
-        assert (answer.status_code, code(answer)) == (405, "METHOD_NOT_ALLOWED")
-        assert answer.headers["allow"] == "DELETE, GET, HEAD"
+        assert (answer.status_code, code(answer)) == (401, "INVALID_ADMIN_KEY")
+
+
+async def test_a_wrong_method_waits_for_the_journal(gate: Gate) -> None:
+    """While it is read back no key is known, so that none can be called wrong."""
+    gate.services.phase.name = "recovering"
+    for headers in ({}, {"X-Platform-Key": gate.key}):
+        answer = await gate.client.put("/engines/ann", headers=headers)
+        assert (answer.status_code, code(answer)) == (503, "STORAGE_UNAVAILABLE")
+
+
+def test_a_path_is_open_to_the_same_callers_in_all_methods() -> None:
+    """So that it is clear whom a wrong method is told to."""
+    accesses: dict[str, set[Access]] = {}
+    for route in TABLE:
+        accesses.setdefault(route.path, set()).add(route.access)
+    assert {path for path, found in accesses.items() if len(found) > 1} == set()
 
 
 async def test_the_first_of_two_headers_counts_on_both_roads(gate: Gate) -> None:
