@@ -1,6 +1,7 @@
 """`serve`, and `config check`: what runs beside the server and before it."""
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from enginegate.config import Config, Secrets
 
 config = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+
+log = logging.getLogger(__name__)
 
 _LOG_LEVELS: Final = "debug, info, warning or error"
 
@@ -45,7 +48,15 @@ def serve(
         },
     )
     logs.configure(log_level)
+    _warn_of_unread_variables()
     raise typer.Exit(_run(settings, secrets))
+
+
+def _warn_of_unread_variables() -> None:
+    from enginegate.config import unread
+
+    for warning in unread(os.environ):
+        log.warning(warning)
 
 
 def _run(settings: "Config", secrets: "Secrets") -> int:
@@ -93,10 +104,12 @@ def _checked(path: Path | None, flags: dict[str, str | int | None]) -> "tuple[Co
 @config.command("check")
 def check(file: ConfigFile = None) -> None:
     """List every fault of the configuration, its environment included; exit 78 if there is one."""
-    from enginegate.config import load
+    from enginegate.config import load, unread
 
     path = config_path(file)
     load(path, os.environ)
+    for warning in unread(os.environ):
+        typer.echo(warning, err=True)
     print(f"{path or 'the defaults'}: no faults")
 
 

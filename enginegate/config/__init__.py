@@ -6,7 +6,7 @@ Secrets come from the environment alone (or from files it names), never from the
 """
 
 from enginegate.config.credentials import Secrets, master_keys, secrets
-from enginegate.config.reading import load
+from enginegate.config.reading import load, unread
 from enginegate.config.settings import (
     Audit,
     Boot,
@@ -37,4 +37,5 @@ __all__ = [
     "load",
     "master_keys",
     "secrets",
+    "unread",
 ]

@@ -12,7 +12,7 @@ from msgspec import Struct, inspect
 
 from enginegate.config.rules import RULES
 from enginegate.config.settings import Config
-from enginegate.config.variables import OTHERS, PREFIX, is_known, nearest
+from enginegate.config.variables import OTHERS, PREFIX, is_known, nearest, same_letters
 from enginegate.errors import ConfigError
 
 _SHOWN_MAX: Final = 80  # of a faulty value, so that a fault stays one line
@@ -74,6 +74,11 @@ def _kinds(struct: type[Struct], prefix: str = "") -> Iterator[tuple[str, inspec
 
 _KINDS: Final = dict(_kinds(Config))
 _VARIABLES: Final = {PREFIX + key.upper().replace(".", "__"): key for key in _KINDS}
+_NAMES: Final = (*_VARIABLES, *sorted(OTHERS))
+_SECTIONS: Final = (
+    f"{PREFIX}DATA_",
+    *(f"{name}_" for name, key in _VARIABLES.items() if _KINDS[key] is None),
+)
 _WHOLE_FILE: Final = ""
 
 
@@ -97,13 +102,34 @@ def _from_environment(environ: Mapping[str, str]) -> _Found:
     for name in sorted(environ):  # a section as a whole comes before its keys
         key = _VARIABLES.get(name)
         if key is None:
-            if name.startswith(PREFIX) and not is_known(name, environ[name]):
-                meant = nearest(name, [*_VARIABLES, *sorted(OTHERS)])
-                yield name, f"{name}: no such setting{_did_you_mean(meant)}"
+            if _is_unread(name, environ[name]) and _is_slip(name):
+                yield name, _unread(name)
         elif _KINDS[key] is None:
             yield from _leaves({key: _decoded(environ[name])}, "", name)
         else:
             yield key, _Given(environ[name], name, text=True)
+
+
+def unread(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable with our prefix that `load` leaves alone, and nobody reads.
+
+    It may belong to whoever deploys us, so it is no fault, but it may be meant for us.
+    """
+    unknown = (name for name in sorted(environ) if name not in _VARIABLES)
+    return [_unread(name) for name in unknown if _is_unread(name, environ[name])]
+
+
+def _is_unread(name: str, value: str) -> bool:
+    return name.startswith(PREFIX) and not is_known(name, value)
+
+
+def _is_slip(name: str) -> bool:
+    """Return whether a name can mean nothing but a setting or a secret of ours."""
+    return "__" in name or name.startswith(_SECTIONS) or same_letters(name, _NAMES) is not None
+
+
+def _unread(name: str) -> str:
+    return f"{name}: no such setting{_did_you_mean(nearest(name, _NAMES))}"
 
 
 def _from_flags(overrides: Mapping[str, object]) -> _Found:

@@ -1,7 +1,8 @@
 """Names in the environment: which begin with our prefix and are no settings, and what one may mean.
 
-A name with the prefix that nobody reads is a slip of the pen, and would leave a default
-in force unnoticed. So each one has to be a setting, or one of those that are known here.
+A name with the prefix that nobody reads may be a slip of the pen, and would leave a default
+in force unnoticed. So each one has to be a setting, or one of those that are known here, or
+is told: as a fault where it can mean nothing else.
 """
 
 import difflib
@@ -53,15 +54,20 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     The one of the same letters, or the key of that name in some section, or what is most alike.
     """
     letters = _letters(name)
-    for one in known:
-        if _letters(one) == letters:
-            return one
+    if one := same_letters(name, known):
+        return one
     for one in known:
         if _letters(one.rpartition("__")[2]) == letters:
             return one
     by_letters = {_letters(one): one for one in known}
     close = difflib.get_close_matches(letters, by_letters, n=1)
     return by_letters[close[0]] if close else None
+
+
+def same_letters(name: str, known: Collection[str]) -> str | None:
+    """Return which known name differs in nothing but underscores and case."""
+    letters = _letters(name)
+    return next((one for one in known if _letters(one) == letters), None)
 
 
 def _letters(name: str) -> str:
