@@ -271,12 +271,19 @@ class Connection(HttpToolsProtocol):
             self._fault = refusals.HEADERS_TOO_LARGE
             raise Refused
         version = self.parser.get_http_version()
-        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        names = [name for name, _ in self.headers]
+        codings = []
+        if b"transfer-encoding" in names:
+            codings = [
+                value.lower() for name, value in self.headers if name == b"transfer-encoding"
+            ]
         if version not in VERSIONS or (codings and (version, codings) != ("1.1", [b"chunked"])):
             raise Refused
-        if self.parser.should_upgrade() and (
-            codings or any(name == b"content-length" for name, _ in self.headers)
-        ):
+        if self.parser.should_upgrade() and (codings or b"content-length" in names):
+            raise Refused
+        hosts = names.count(b"host")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            self._fault = refusals.NO_HOST
             raise Refused
 
     def _head_bytes(self) -> int:

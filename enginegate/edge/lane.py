@@ -30,6 +30,7 @@ SUFFIX: Final = b"/admit"
 BEGIN: Final = len(PREFIX)
 END: Final = -len(SUFFIX)
 KEY: Final = b"x-platform-key"
+HOST: Final = b"host"
 KEEP_ALIVE: Final = b"keep-alive"
 # Headers that say how a request is to be read or answered; what has one takes the road.
 TELLING: Final = frozenset({b"connection", b"expect", b"transfer-encoding", b"upgrade"})
@@ -47,10 +48,11 @@ class Meaning(Enum):
 
     NONE = "none"
     KEY = "key"
+    HOST = "host"
     TELLING = "telling"
 
 
-NONE, TELLS = Meaning.NONE, Meaning.TELLING
+NONE, TELLS, NAMES_HOST = Meaning.NONE, Meaning.TELLING, Meaning.HOST
 _meanings: dict[bytes, Meaning] = {}
 
 
@@ -58,7 +60,9 @@ def _meaning(name: bytes) -> Meaning:
     """Return what a header means however it is written; remembers the usual ways."""
     lower = name.lower()
     meaning = Meaning.KEY if lower == KEY else Meaning.NONE
-    if lower in TELLING:
+    if lower == HOST:
+        meaning = Meaning.HOST
+    elif lower in TELLING:
         meaning = Meaning.TELLING
     if len(_meanings) < NAMES_MAX:
         _meanings[name] = meaning
@@ -239,18 +243,22 @@ class Lane(Connection):
         return self._key_among(self._told)
 
     def _key_among(self, told: list[tuple[bytes, bytes]]) -> bytes | None:
-        """Return the key among headers of which none says how to read or answer."""
-        key, plain = None, True
+        """Return the key among headers with one host and none that says how to read or answer."""
+        key, plain, hosts = None, True, 0
         for name, value in told:
             meaning = _meanings.get(name) or _meaning(name)
             if meaning is NONE:
                 continue
-            if meaning is TELLS:
+            if meaning is NAMES_HOST:
+                hosts += 1
+            elif meaning is TELLS:
                 plain = False
                 if not self._is_keep_alive(name, value):
                     return None
             elif key is None:
                 key = value
+        if hosts != 1:
+            return None
         if plain and key is not None:
             self._usual, self._usual_key = told, key
         return key

@@ -28,6 +28,7 @@ class Refusal:
 
 
 MALFORMED: Final = Refusal(400, "This is no HTTP/1.1 request.")
+NO_HOST: Final = Refusal(400, "An HTTP/1.1 request has one Host header.")
 TOO_SLOW: Final = Refusal(408, "The request did not arrive in time.")
 HEADERS_TOO_LARGE: Final = Refusal(431, "The request line and headers are too long.")
 TOO_MANY: Final = Refusal(503, "Too many connections; ask again in a moment.")

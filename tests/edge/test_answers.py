@@ -36,7 +36,7 @@ async def test_garbage_behind_a_request_is_refused_in_its_turn(served: Served) -
 async def test_a_queued_request_that_turns_bad_is_not_run(served: Served) -> None:
     """Its body breaks off in nonsense while an earlier one is at work."""
     client = await served.client()
-    bad = b"POST /bad HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    bad = b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
     await client.send(get("/wait") + bad)
     await served.at_work()
     served.go_on.set()
@@ -121,7 +121,7 @@ async def test_with_all_at_work_a_new_connection_is_refused() -> None:
         working = await served.client()
         await working.send(get("/wait"))
         sending = await served.client()
-        await sending.send(b"GET /half HTTP/1.1\r\n")
+        await sending.send(b"GET /half HTTP/1.1\r\nHost: x\r\n")
         await served.at_work()
         newest = await served.client()
         status, headers, _ = await newest.answer()

@@ -94,7 +94,7 @@ async def test_the_second_request_has_its_own_time(served: Served) -> None:
 async def test_while_an_answer_is_owed_nobody_is_too_slow(served: Served) -> None:
     """The client waits for us: half a request behind the first one starts no clock."""
     client = await served.client()
-    await client.send(get("/wait") + b"GET /two HTTP/1.1\r\n")
+    await client.send(get("/wait") + b"GET /two HTTP/1.1\r\nHost: x\r\n")
     await served.at_work()
     await asyncio.sleep(TIMEOUT_S * 2)
     served.go_on.set()
@@ -113,7 +113,9 @@ async def test_the_application_hears_that_a_body_will_not_come(served: Served) -
 async def test_a_body_that_nobody_needed_is_waited_for_no_longer(served: Served) -> None:
     """The answer went out before the body came; it is not answered twice."""
     client = await served.client()
-    status, _, _ = await client.ask(b"POST /unread HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf")
+    status, _, _ = await client.ask(
+        b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+    )
     assert status == OK
     assert await client.rest() == b""
 
@@ -192,7 +194,7 @@ async def test_a_refused_client_is_read_on_although_reading_was_held_up(served: 
     """So it has its answer, can send on for a little, and is cut as soon as that is too much."""
     client = await served.client()
     client.writer.write(
-        b"POST /short HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 200_000
+        b"POST /short HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 200_000
     )
     assert (await client.answer())[0] == 413
     assert await client.rest() == b""
@@ -210,7 +212,9 @@ async def test_a_body_that_goes_on_after_the_answer_has_an_end(served: Served) -
     """More than the largest body is not read for somebody who was answered already."""
     client = await served.client()
     size = str(BODY_BYTES * 100).encode()
-    client.writer.write(b"POST /unread HTTP/1.1\r\nContent-Length: " + size + b"\r\n\r\n")
+    client.writer.write(
+        b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: " + size + b"\r\n\r\n"
+    )
     assert (await client.answer())[0] == OK
     client.writer.write(b"x" * BODY_BYTES * 50)
     assert await client.rest() == b""
@@ -308,6 +312,28 @@ async def test_smuggling_is_refused(served: Served) -> None:
     """Where two readers could see two different ends of a body, there is no request."""
     cases = [POST + framing + b"\r\n0\r\n\r\n" for framing in TWO_ENDS]
     assert await not_refused(served, cases) == []
+
+
+NOT_ONE_HOST = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHostage: x\r\n\r\n",
+    get("/", "Host: x"),
+    get("/", "host: y"),
+    get("/", "Host: x").replace(b"1.1", b"1.0"),
+    b"GET http://x/ HTTP/1.1\r\n\r\n",
+]
+
+
+async def test_a_request_has_one_host(served: Served) -> None:
+    """As RFC 9112 wants it: proxies may differ in which of two they go by."""
+    assert await not_refused(served, NOT_ONE_HOST) == []
+
+
+async def test_http_1_0_needs_no_host(served: Served) -> None:
+    """It is older than that header; an empty one will do for the newer."""
+    for request in (b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost:\r\n\r\n"):
+        client = await served.client()
+        assert (await client.ask(request))[0] == OK
 
 
 async def test_http_1_0_has_no_chunks(served: Served) -> None:
