@@ -29,7 +29,7 @@ TEMPORARY = ".tmp"
 EX_TEMPFAIL, EX_CONFIG = 75, 78
 ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chmod 600`)."
 
-BLOCK_BYTES = 128 * 1024
+BLOCK_BYTES = 64 * 1024  # the system takes 0.2 ms for as much, and nobody else has the processor
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
@@ -186,7 +186,6 @@ def write_new(
                 length, check = length + len(block), crc32(block, check)
                 rest()
             storage.fsync(fd)
-            storage.drop_cache(fd)
             if _checksum(storage, fd, length, rest) != check:
                 _refuse_disk(temporary)
     except BaseException:  # cleaned up, and raised again
@@ -258,7 +257,9 @@ def _refuse_disk(path: Path) -> NoReturn:
 def _checksum(storage: Storage, fd: int, length: int, rest: Rest) -> int:
     check, offset = 0, 0
     while offset < length:
-        block = storage.pread(fd, min(BLOCK_BYTES, length - offset), offset)
+        size = min(BLOCK_BYTES, length - offset)
+        storage.drop_cache(fd, offset, size)  # all of it at once holds up others on the processor
+        block = storage.pread(fd, size, offset)
         if not block:
             return -1
         check, offset = crc32(block, check), offset + len(block)

@@ -57,8 +57,8 @@ class Storage(Protocol):
 
     def fsync(self, fd: int) -> None: ...
 
-    def drop_cache(self, fd: int) -> None:
-        """Make the next read come from the disk, as far as the system allows."""
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
+        """Make the next read of these bytes come from the disk, as far as the system allows."""
         ...
 
     def close(self, fd: int) -> None: ...
@@ -125,8 +125,8 @@ class OsStorage:
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
 
-    def drop_cache(self, fd: int) -> None:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -333,7 +333,7 @@ class ForgetfulDisk:
         inode = self._open[fd]
         inode.durable = bytearray(inode.now)
 
-    def drop_cache(self, fd: int) -> None:
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
         pass
 
     def close(self, fd: int) -> None:

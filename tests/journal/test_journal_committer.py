@@ -453,6 +453,17 @@ async def test_close_waits_for_a_snapshot_under_way(tmp_path):
     assert len(snapshots(tmp_path / "data")) == 2
 
 
+async def test_close_ends_the_rests_of_a_snapshot_under_way(tmp_path, monkeypatch):
+    """What rests between blocks for the loop's sake has nobody to rest for any more."""
+    monkeypatch.setattr(committer_module, "BLOCK_REST_S", 3600.0)
+    async with running(tmp_path / "data") as rig:
+        future = rig.committer.compact()
+        await until(lambda: any((tmp_path / "data").glob("snap-*.tmp")))
+        await asyncio.wait_for(rig.committer.close(), 10)
+        await future
+    assert len(snapshots(tmp_path / "data")) == 2
+
+
 async def test_facts_go_on_while_a_large_state_is_encoded(tmp_path):
     """A snapshot of many takes its time, and is the state as of its rotation all the same."""
     async with running(tmp_path / "data") as rig:

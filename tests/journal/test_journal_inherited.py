@@ -37,7 +37,7 @@ class Forgetful(OsStorage):
             raise OSError(errno.EIO, "an error of the disk")
         super().fsync(fd)
 
-    def drop_cache(self, fd: int) -> None:
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
         if fd in self.inherited:
             size = self.path.stat().st_size
             os.truncate(self.path, self.kept)

@@ -243,7 +243,7 @@ class Mount:
     def fsync(self, fd: int) -> None:
         self._sync("fsync", self._open[fd])
 
-    def drop_cache(self, fd: int) -> None:
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
         self._die_again()
         file = self._open[fd]
         if not file.pending:
