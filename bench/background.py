@@ -63,6 +63,13 @@ def run(context: Context) -> Result:
             bound=1.5,
             guard=100.0,  # it says what the machine adds, not what we do
         ),
+        ratio(
+            "p99 beside that load, enginegate / bare floor",
+            p99["busy"],
+            p99["floor beside busy"],
+            bound=1.5,
+            guard=100.0,
+        ),
     ]
     return result
 
