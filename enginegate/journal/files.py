@@ -257,9 +257,9 @@ def _refuse_disk(path: Path) -> NoReturn:
 def _checksum(storage: Storage, fd: int, length: int, rest: Rest) -> int:
     check, offset = 0, 0
     while offset < length:
-        size = min(BLOCK_BYTES, length - offset)
-        storage.drop_cache(fd, offset, size)  # all of it at once holds up others on the processor
-        block = storage.pread(fd, size, offset)
+        # Not all at once, which holds up others on the processor, and whole pages: others stay.
+        storage.drop_cache(fd, offset, BLOCK_BYTES)
+        block = storage.pread(fd, min(BLOCK_BYTES, length - offset), offset)
         if not block:
             return -1
         check, offset = crc32(block, check), offset + len(block)

@@ -74,7 +74,7 @@ def _on_disk(storage: Storage, inherited: Inherited) -> bool:
         fd = storage.open(inherited.path)
         try:
             storage.fsync(fd)
-            storage.drop_cache(fd, 0, inherited.end)
+            storage.drop_cache(fd, 0, 0)
             return crc32(storage.pread(fd, inherited.end, 0)) == inherited.check
         finally:
             storage.close(fd)

@@ -58,7 +58,10 @@ class Storage(Protocol):
     def fsync(self, fd: int) -> None: ...
 
     def drop_cache(self, fd: int, offset: int, size: int) -> None:
-        """Make the next read of these bytes come from the disk, as far as the system allows."""
+        """Make the next read of these bytes come from the disk, as far as the system allows.
+
+        Linux keeps a page of which a part is dropped; a `size` of 0 reaches to the end.
+        """
         ...
 
     def close(self, fd: int) -> None: ...

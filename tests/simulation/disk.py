@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.fakes import SimulatedCrash
 
+PAGE_BYTES = 4096
 SECTOR_BYTES = 512
 
 
@@ -62,6 +63,16 @@ class _File:
 
     def forget_cache(self) -> None:
         self.now = bytearray(self.durable)
+
+    def forget_pages(self, begin: int, end: int | None) -> None:
+        """Forget the pages that lie in the range with all that is in them, as Linux does."""
+        begin = -(-begin // PAGE_BYTES) * PAGE_BYTES
+        if end is None or end >= len(self.now):
+            end = len(self.now)
+        else:
+            end -= end % PAGE_BYTES
+        if begin < end:
+            self.now[begin:end] = self.durable[begin:end].ljust(end - begin, b"\0")
 
 
 def _put(content: bytearray, data: bytes, offset: int) -> None:
@@ -247,7 +258,7 @@ class Mount:
         self._die_again()
         file = self._open[fd]
         if not file.pending:
-            file.forget_cache()
+            file.forget_pages(offset, offset + size if size else None)
 
     def close(self, fd: int) -> None:
         self._die_again()
