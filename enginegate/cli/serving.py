@@ -84,19 +84,20 @@ def _demand_key(settings: "Config", secrets: "Secrets") -> None:
 
 def _checked(path: Path | None, flags: dict[str, str | int | None]) -> "tuple[Config, Secrets]":
     """Return settings and secrets; the faults of both are listed together."""
-    from enginegate.config import load, secrets
+    from enginegate.config import absent, load, secrets
 
     faults: list[str] = []
     settings = keys = None
     try:
         settings = load(path, os.environ, flags)
+        faults += absent(settings)
     except ConfigError as error:
         faults += error.faults
     try:
         keys = secrets(os.environ)
     except ConfigError as error:
         faults += error.faults
-    if settings is None or keys is None:
+    if settings is None or keys is None or faults:
         raise ConfigError(faults)
     return settings, keys
 
@@ -104,10 +105,11 @@ def _checked(path: Path | None, flags: dict[str, str | int | None]) -> "tuple[Co
 @config.command("check")
 def check(file: ConfigFile = None) -> None:
     """List every fault of the configuration, its environment included; exit 78 if there is one."""
-    from enginegate.config import load, unread
+    from enginegate.config import absent, load, unread
 
     path = config_path(file)
-    load(path, os.environ)
+    if faults := absent(load(path, os.environ)):
+        raise ConfigError(faults)
     for warning in unread(os.environ):
         typer.echo(warning, err=True)
     print(f"{path or 'the defaults'}: no faults")

@@ -6,7 +6,7 @@ Secrets come from the environment alone (or from files it names), never from the
 """
 
 from enginegate.config.credentials import Secrets, master_keys, secrets
-from enginegate.config.reading import load, unread
+from enginegate.config.reading import absent, load, unread
 from enginegate.config.settings import (
     Audit,
     Boot,
@@ -34,6 +34,7 @@ __all__ = [
     "Restart",
     "Secrets",
     "Server",
+    "absent",
     "load",
     "master_keys",
     "secrets",

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,21 @@ def _from_environment(environ: Mapping[str, str]) -> _Found:
             yield from _leaves({key: _decoded(environ[name])}, "", name)
         else:
             yield key, _Given(environ[name], name, text=True)
+
+
+def absent(config: Config) -> list[str]:
+    """Return a fault for each place that a server needs and that is not there.
+
+    It is not asked for by `load`: who looks after a journal needs none of them.
+    """
+    engine = config.engine
+    # Docker's daemon may see other files than we do; it refuses what it does not find itself.
+    if engine.backend == "docker" or not engine.catalog_dir:
+        return []
+    if os.path.isdir(engine.catalog_dir):  # noqa: PTH112 - Path's raises where it must not look
+        return []
+    found = _shown(engine.catalog_dir)
+    return [f"engine.catalog_dir: no such directory, or it cannot be looked at (got {found})"]
 
 
 def unread(environ: Mapping[str, str]) -> list[str]:
@@ -299,10 +315,6 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("engine.image", "engine.backend"), "must be given for the docker backend"
     if engine.backend == "process" and engine.url_mode == "network":
         yield ("engine.url_mode", "engine.backend"), "must be 'host' for the process backend"
-    if engine.backend == "process" and engine.catalog_dir and not Path(engine.catalog_dir).is_dir():
-        # Docker's daemon may see other files than we do; it refuses what it does not find itself.
-        keys = ("engine.catalog_dir", "engine.backend")
-        yield keys, f"there is no such directory (got {_shown(engine.catalog_dir)})"
     for name in engine.env_passthrough:
         if name in engine.env:
             keys = ("engine.env_passthrough", "engine.env")
