@@ -20,7 +20,8 @@ class Overlaps:
     """Told of every fact; `plan_all` at the start, `end_due` once a second.
 
     The agenda holds (engine, hash of an old key), and what it holds is what still works:
-    on the monotonic clock, so that no step of the other one prolongs an overlap.
+    on the monotonic clock, so that a step of the other one makes no overlap longer than
+    another one would be.
     """
 
     def __init__(self, ground: Ground, rotation: Rotation) -> None:
@@ -63,16 +64,24 @@ class Overlaps:
                 await self._end(live, ended)
 
     async def _end(self, live: LiveEngine, ended: list[str]) -> None:
-        if live.operation is not None:  # it may be a rotation, which writes the same file
+        if self._at_work(live):
             self._again(live, ended, AT_WORK_S)
             return
         engine_id = live.engine.engine_id
         kept = [old.key_hash for old in old_keys(live.engine, 0)]
         kept = [key_hash for key_hash in kept if (engine_id, key_hash) in self.agenda]
+        in_force = live.engine.key_hash
         try:
             await self.rotation.keep_keys(live, kept)
         except GateError:
             self._again(live, ended, RETRY_S)
+        else:
+            if self._at_work(live) or live.engine.key_hash != in_force:
+                self._again(live, ended, AT_WORK_S)  # it wrote meanwhile, maybe before us
+
+    def _at_work(self, live: LiveEngine) -> bool:
+        """Return whether a verb is: it may be a rotation, which writes the same file."""
+        return live.operation is not None
 
     def _again(self, live: LiveEngine, ended: list[str], after_s: float) -> None:
         for key_hash in ended:

@@ -18,6 +18,7 @@ from enginegate.errors import (
 )
 from enginegate.registry import LiveProduct
 from enginegate.registry.trail import Query
+from enginegate.slices import sliced
 
 TEXT_WANTS = "Prometheus text is for the admin key or the metrics key."
 
@@ -29,7 +30,7 @@ async def status(call: Call) -> fleet_wire.Snapshot:
     registry = services.registry
     return fleet_wire.FleetSnapshot(
         **asdict(await _snapshot(call, call.products)),
-        products=[await _of_product(call, live) for live in call.products],
+        products=[await _of_product(call, live) async for live in sliced(call.products)],
         backend=_backend(call),
         journal=registry.journal_status,
         pool=fleet_wire.pool(services.pool()),
@@ -40,7 +41,7 @@ async def status(call: Call) -> fleet_wire.Snapshot:
 
 async def _snapshot(call: Call, products: list[LiveProduct]) -> fleet_wire.Snapshot:
     failing = 0
-    for product in products:
+    async for product in sliced(products):  # many small ones are a long turn, too
         async for live in product.roster.walk():
             failing += live.running and live.failing
     return fleet_wire.snapshot(call.services.registry.counts(products), failing=failing)

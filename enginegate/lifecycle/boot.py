@@ -54,6 +54,8 @@ class Booter:
     def spec(self, engine: Engine, *, key_hash: str | None = None) -> EngineSpec:
         """Return what to start the engine from; `key_hash` stands in for the one in force."""
         in_force, *old = valid_key_hashes(engine, self.ground.clock.wall_ms())
+        if key_hash not in (None, in_force):
+            old = []  # a rotation by restart ends them all
         return EngineSpec(
             engine_id=engine.engine_id,
             engine_version=engine.engine_version,

@@ -182,13 +182,13 @@ class Gate:
             if user_id in (None, entry.user_id)
         ]
 
-    async def crash_and_restart(self) -> "Gate":
+    async def crash_and_restart(self, config: Config | None = None) -> "Gate":
         """Kill this gate as by kill -9 and start another on its journal and world."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         again = Gate(
-            config=self.config,
+            config=config or self.config,
             clock=self.clock,
             world=self.backend.world,
             journal=self.journal,

@@ -360,6 +360,39 @@ async def test_an_overlap_that_ends_during_a_rotation_waits_for_its_end(
     assert fake.key_file[0] == live.engine.key_hash
 
 
+async def test_an_end_that_is_written_late_does_not_undo_the_rotation_after_it(
+    make_gate: Any, clock: Any
+) -> None:
+    """The backend may do one after the other what it was asked in another order."""
+    gate = await make_gate(Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60)))
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.rotate_key(live, actor="acme")
+    await clock.advance(61)
+    late = gate.backend.hang("put_key")
+    ending = asyncio.create_task(gate.recovery.overlaps.end_due())
+    await settle()
+    await gate.lifecycle.rotate_key(live, actor="acme")
+    late.release()
+    await ending
+    await clock.advance(2)
+    await gate.recovery.overlaps.end_due()
+    assert gate.backend.engine(live.engine.engine_id).key_file[0] == live.engine.key_hash
+
+
+async def test_a_rotation_by_restart_ends_the_overlaps_of_live_ones(make_gate: Any) -> None:
+    """What was configured then does not keep an old key in the file for ever."""
+    live_mode = Config(engine=EngineSettings(rotate_mode="live", key_overlap_s=60))
+    gate = await make_gate(live_mode)
+    live = await gate.engine(await gate.product())
+    await gate.lifecycle.rotate_key(live, actor="acme")
+    again = await gate.crash_and_restart(Config(engine=EngineSettings(rotate_mode="recreate")))
+    live = again.registry.engines[live.engine.engine_id]
+    await again.lifecycle.rotate_key(live, actor="acme")
+    fake = again.backend.engine(live.engine.engine_id)
+    assert fake.spec.key_hashes == (live.engine.key_hash,)
+    await again.close()
+
+
 async def test_only_running_engines_rotate(gate: Any) -> None:
     """ENGINE_NOT_RUNNING for the rest."""
     owner = await gate.product()
