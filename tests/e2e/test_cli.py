@@ -149,6 +149,16 @@ def test_config_check_lists_all_faults(cli: Cli) -> None:
     assert "no faults" in cli.run("config", "check").stdout
 
 
+def test_a_catalog_that_is_gone_stops_servers_and_no_tool(own_server: Server) -> None:
+    """Who looks after a journal on another machine has no use for it."""
+    own_server.stop()
+    own_server.cli.env["ENGINEGATE_ENGINE__CATALOG_DIR"] = "gone"
+    for command in ("config check", "serve"):
+        said = own_server.cli.run(*command.split(), exits=78).stderr
+        assert "engine.catalog_dir: no such directory" in said
+    own_server.cli.run("journal", "verify")
+
+
 def test_serve_refuses_a_log_level_that_is_none(cli: Cli) -> None:
     """A mistake in the call is exit code 2."""
     assert "--log-level" in cli.run("serve", "--log-level", "loud", exits=2).stderr
