@@ -73,7 +73,7 @@ def either(request: pytest.FixtureRequest, cli: Cli) -> Cli:
 @pytest.mark.parametrize("kind", WHY)
 def test_every_command_says_in_one_line_that_its_output_is_lost(either: Cli, kind: str) -> None:
     """Exit code 1 and the reason; no traceback, not the interpreter's 120, silence for `head`."""
-    for command in ("openapi", "--help", "--version", "config check"):
+    for command in ("openapi", "config check"):  # more than a buffer holds, and a line
         code, said = deprived(either, kind, *command.split())
         assert said == LINE[kind], command
         assert code == 1, command
@@ -81,8 +81,8 @@ def test_every_command_says_in_one_line_that_its_output_is_lost(either: Cli, kin
 
 @pytest.mark.parametrize("kind", WHY)
 def test_client_commands_say_so_too(server: Server, kind: str) -> None:
-    """Tables, fields and JSON alike."""
-    for command in ("products list", "products list --json", "status", "audit"):
+    """Tables and JSON alike."""
+    for command in ("products list", "status --json"):
         code, said = deprived(server.cli, kind, *command.split())
         assert said == LINE[kind], command
         assert code == 1, command
@@ -122,7 +122,7 @@ def test_a_pipe_that_does_not_block_and_is_full_takes_nothing_either(cli: Cli) -
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("kind", WHY)
+@pytest.mark.parametrize("kind", [FULL, CLOSED])
 def test_a_demo_that_nobody_can_read_leaves_nothing_running(cli: Cli, kind: str) -> None:
     """Also with --keep: who was not told of a server cannot stop it."""
     place = cli.directory / "tmp"
@@ -199,8 +199,9 @@ def unheard(tmp_path: Path) -> Iterator[Unheard]:
     server.end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("kind", [FULL, LEFT])
+@pytest.mark.parametrize(
+    ("kind", "number"), [(FULL, signal.SIGTERM), (LEFT, signal.SIGINT)], ids=["full", "left"]
+)
 def test_a_server_whose_words_nobody_takes_ends_well(
     unheard: Unheard, kind: str, number: int
 ) -> None:
@@ -214,9 +215,7 @@ def test_a_server_whose_words_nobody_takes_ends_well(
     assert unheard.stop(number) == 0
 
 
-@pytest.mark.parametrize(
-    "numbers", [[STDIN], [STDOUT], [STDERR], [STDIN, STDOUT], [STDIN, STDOUT, STDERR]], ids=str
-)
+@pytest.mark.parametrize("numbers", [[STDIN], [STDOUT], [STDIN, STDOUT, STDERR]], ids=str)
 def test_a_server_that_is_given_no_descriptors_puts_null_in_their_place(
     unheard: Unheard, numbers: list[int]
 ) -> None:
