@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from enginegate.journal import JournalFailed, OsStorage, verify
+from enginegate.journal.files import BLOCK_BYTES, write_new
 from tests.journal.rig import begun, booted, crash, note, opened, product, segments
+
+PAGE = 4096
 
 
 class Forgetful(OsStorage):
@@ -77,3 +80,24 @@ def test_a_segment_that_changes_between_reading_and_keeping_is_refused(tmp_path)
         path.write_bytes(content.replace(b"xxx", b"xyx", 1))
         with pytest.raises(JournalFailed, match="changed while it was read"):
             journal.begin([product()])
+
+
+class Lossy(OsStorage):
+    """Takes what is written into the cache alone: whole pages that are dropped read as zeros."""
+
+    def drop_cache(self, fd: int, offset: int, size: int) -> None:
+        there = self.size(fd)
+        end = there if size == 0 or offset + size >= there else (offset + size) // PAGE * PAGE
+        begin = -(-offset // PAGE) * PAGE
+        if begin < end:
+            os.pwrite(fd, bytes(end - begin), begin)
+
+
+@pytest.mark.parametrize("allocated", [0, 1 << 20])
+@pytest.mark.parametrize("length", [100, 3 * BLOCK_BYTES + 5])
+def test_what_the_disk_never_had_is_not_taken_for_written(tmp_path, allocated, length):
+    """A new file is read back past the cache, also where room for more was kept behind it."""
+    blocks = [b"x" * min(BLOCK_BYTES, length - at) for at in range(0, length, BLOCK_BYTES)]
+    with pytest.raises(JournalFailed):
+        write_new(Lossy(), tmp_path / "new", blocks, allocate_bytes=allocated)
+    assert list(tmp_path.iterdir()) == []
