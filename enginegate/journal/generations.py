@@ -37,8 +37,11 @@ class Generations:
         self.since = 0
 
     def due(self, written: int) -> bool:
-        """Tell whether replay would be long enough to be worth another: longer than the last."""
-        return written - self.since > max(self._after_bytes, self.newest_bytes)
+        """Tell whether replay would be long enough to be worth another: half as long as the last.
+
+        Half: more often costs writes, less often costs starts, which fold the tail fact by fact.
+        """
+        return written - self.since > max(self._after_bytes, self.newest_bytes // 2)
 
     def make(self, encoded: Iterable[bytes], at: Position, *, rest: Rest = no_rest) -> Path:
         """Write a snapshot under its temporary name, and return the name it will have."""

@@ -39,7 +39,7 @@ from enginegate.model import SnapshotRecord
 
 log = logging.getLogger("enginegate.journal")
 
-SEGMENT_BYTES, SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
+SEGMENT_BYTES, SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024, 2 * 1024 * 1024
 _SLOW_SYNC_S = 1.0
 _OS, _CLOCK = OsStorage(), SystemClock()
 
