@@ -6,6 +6,7 @@ shows a secret: not in a repr, not in an error.
 """
 
 import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -161,7 +162,7 @@ class _Sealer:
         try:
             if not sealed.startswith(_GCM):
                 return self._fernet.decrypt(sealed).decode()
-            content = base64.b64decode(sealed.removeprefix(_GCM), validate=True)
+            content = binascii.a2b_base64(sealed.removeprefix(_GCM), strict_mode=True)
             nonce, hidden = content[:_NONCE_BYTES], content[_NONCE_BYTES:]
             return self._gcm.decrypt(nonce, hidden, None).decode()
         except (InvalidTag, InvalidToken, ValueError):  # a ValueError where it is no seal at all
