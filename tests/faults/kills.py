@@ -261,8 +261,10 @@ def kills(run: Run) -> str:
     took = sorted(one for lane in lanes for one in lane.recoveries)
     middle_s, (slowest_s, stages) = took[len(took) // 2][0], took[-1]
     assert middle_s < RECOVERY_S, f"recoveries take {middle_s:.3f} s"
+    over = sum(one >= RECOVERY_S for one, _ in took)
     answered, checked = sum(one.answered for one in lanes), sum(one.checked for one in lanes)
     return (
         f"{answered:,} answered changes, {checked:,} checks, 0 lost,"
-        f" recovery {middle_s:.3f} s in the middle, {slowest_s:.3f} s at most ({stages})"
+        f" recovery {middle_s:.3f} s in the middle, {slowest_s:.3f} s at most ({stages}),"
+        f" {over} of {len(took):,} over {RECOVERY_S} s"
     )
