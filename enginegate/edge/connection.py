@@ -12,12 +12,13 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from enginegate.edge import refusals
+from enginegate.edge.apart import body_parser, has_body
 from enginegate.edge.doors import Doors
+from enginegate.edge.flow import Flow
 from enginegate.edge.line import Line
 from enginegate.edge.refusals import Refusal
 from enginegate.edge.waiting import WaitingList
@@ -35,19 +36,6 @@ class Refused(Exception):  # noqa: N818 - no error of ours
     """Raised within the parser, which turns it into an error of its own."""
 
 
-class Flow(FlowControl):
-    """Flow control that tells its connection when reading goes on."""
-
-    def __init__(self, transport: asyncio.Transport, connection: "Connection") -> None:
-        super().__init__(transport)
-        self._connection = connection
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            self._connection.go_on()
-
-
 class Connection(HttpToolsProtocol):
     """A `Guest` of the doors.
 
@@ -56,10 +44,12 @@ class Connection(HttpToolsProtocol):
     come since the parser last had something to tell. `_deaf`: nothing more is parsed;
     `_unread`: although the client may be sending. `_kept`: the client wants to keep the
     connection after its newest request. `_held` came in, and waits for earlier requests.
+    `_apart`: the body that comes next takes a parser of its own.
     """
 
     # Slots: what is looked at for each request shall not be looked up in a large dict.
     __slots__ = (
+        "_apart",
         "_body_bytes",
         "_deaf",
         "_discarded",
@@ -99,6 +89,7 @@ class Connection(HttpToolsProtocol):
         self._in_message = False
         self._in_body = False
         self._in_pieces = False
+        self._apart = False
         self._unseen = 0
         self._body_bytes = 0
         self._owed = 0
@@ -116,7 +107,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         line = Line(transport, linger=self._may_be_sending, leave=self._leaves)
         super().connection_made(line)
-        self.flow = Flow(line, self)
+        self.flow = Flow(line, self.go_on)
         if self.doors.enter(self):
             self._wait_in(self.doors.silent)
             return
@@ -178,12 +169,16 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(piece)
         except STOPS as stop:
-            self._stopped(stop)
+            self._stopped(stop, piece)
         self._fed()
 
-    def _stopped(self, stop: Exception) -> None:
+    def _stopped(self, stop: Exception, piece: bytes | memoryview) -> None:
         """Refuse what the parser did not take; an upgrade is answered by not being one."""
-        if isinstance(stop, httptools.HttpParserError):
+        if self._apart:
+            self._apart = False
+            self.parser = body_parser(self.headers, self)
+            self._feed(piece[stop.args[0] :])
+        elif isinstance(stop, httptools.HttpParserError):
             log.debug("refused: %s", self._fault.status if self._fault else stop)
             self._refuse(self._fault or refusals.MALFORMED)
 
@@ -236,8 +231,10 @@ class Connection(HttpToolsProtocol):
         self._in_body = True
         self._in_pieces = False
         self._unseen = 0
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # the parser has lost track of what follows
+        upgrade = self.parser.should_upgrade()
+        if upgrade or self._announces_too_much():
+            self.cycle.keep_alive = False  # what follows will not be parsed
+        self._apart = upgrade and has_body(self.headers)
         self._kept = self.cycle.keep_alive
         self._owed += 1
         if self._owed == 1:
@@ -260,6 +257,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._apart:
+            return
         self._unseen = 0
         self._in_message = self._in_body = False
         super().on_message_complete()
@@ -279,12 +278,14 @@ class Connection(HttpToolsProtocol):
             ]
         if version not in VERSIONS or (codings and (version, codings) != ("1.1", [b"chunked"])):
             raise Refused
-        if self.parser.should_upgrade() and (codings or b"content-length" in names):
-            raise Refused
         hosts = names.count(b"host")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             self._fault = refusals.NO_HOST
             raise Refused
+
+    def _announces_too_much(self) -> bool:
+        most = self.doors.limits.max_body_bytes
+        return any(name == b"content-length" and int(value) > most for name, value in self.headers)
 
     def _head_bytes(self) -> int:
         line = len(self.parser.get_method()) + len(self.url) + REQUEST_LINE_EXTRA

@@ -138,7 +138,7 @@ class Lane(Connection):
         try:
             self.parser.feed_data(data)
         except STOPS as stop:
-            self._stopped(stop)
+            self._stopped(stop, data)
         if self._free and self._unseen == 0 and self._waiting is self._idle:
             self._idle.again(self)
             if self._messages == messages + 1 and len(data) <= REPEAT_BYTES_MAX:

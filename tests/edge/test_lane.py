@@ -74,6 +74,10 @@ REQUESTS = [
     keyed(b"Connection: x"),
     keyed(b"Connection: upgrade", b"Upgrade: h2c"),
     keyed(b"Upgrade: h2c"),
+    keyed(b"Connection: upgrade", b"Upgrade: h2c", b"Content-Length: 0"),
+    keyed(b"Connection: upgrade", b"Upgrade: h2c", body=b"{}"),
+    keyed(b"Connection: upgrade", b"Upgrade: h2c", b"Transfer-Encoding: chunked")
+    + b"2\r\n{}\r\n0\r\n\r\n",
     keyed(b"Expect: 100-continue", body=b"{}"),
     keyed(b"Expect: x"),
     keyed(version=b"HTTP/1.0"),

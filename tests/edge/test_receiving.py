@@ -9,6 +9,7 @@ from tests.edge.rig import BODY_BYTES, HEADER_BYTES, TIMEOUT_S, Served, get
 
 OK = 200
 POST = b"POST /a HTTP/1.1\r\nHost: x\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -303,14 +304,13 @@ TWO_ENDS = [
     b"Transfer-Encoding:\x0bchunked\r\n",
     b"Transfer-Encoding : chunked\r\n",
     b" Transfer-Encoding: chunked\r\n",
-    b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 5\r\n",
-    b"Connection: upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n",
 ]
 
 
 async def test_smuggling_is_refused(served: Served) -> None:
     """Where two readers could see two different ends of a body, there is no request."""
-    cases = [POST + framing + b"\r\n0\r\n\r\n" for framing in TWO_ENDS]
+    heads = [head + framing for head in (POST, POST + UPGRADE) for framing in TWO_ENDS]
+    cases = [head + b"\r\n0\r\n\r\n" for head in heads]
     assert await not_refused(served, cases) == []
 
 
@@ -349,3 +349,38 @@ async def test_an_upgrade_is_answered_as_if_not_asked_for(served: Served) -> Non
     status, headers, _ = await client.ask(get("/", "Connection: upgrade", "Upgrade: h2c"))
     assert (status, headers["connection"]) == (OK, "close")
     assert await client.rest() == b""
+
+
+WITH_BODIES = [
+    (b"Content-Length: 0\r\n\r\n", b"POST /a 0"),
+    (b"Content-Length: 5\r\n\r\nhello", b"POST /a 5"),
+    (b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", b"POST /a 2"),
+]
+
+
+@pytest.mark.parametrize(("rest", "told"), WITH_BODIES, ids=["empty", "length", "chunked"])
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_a_body_may_come_with_an_upgrade(
+    served: Served, rest: bytes, told: bytes, step: int
+) -> None:
+    """Java's client asks for HTTP/2 with every request; what follows the body is not read."""
+    sent = POST + UPGRADE + rest
+    client = await served.client()
+    for begin in range(0, len(sent) - 1, step):
+        client.writer.write(sent[begin : min(begin + step, len(sent) - 1)])
+        await asyncio.sleep(0)
+    client.writer.write(sent[-1:] + get("/smuggled"))
+    status, headers, body = await client.answer()
+    assert (status, headers["connection"], body) == (OK, "close", told)
+    assert await client.rest() == b""
+    assert served.calls == ["/a"]
+
+
+async def test_who_is_answered_before_a_long_body_is_told_of_the_end(served: Served) -> None:
+    """It will not be read to its end, so the next request would find a closed connection."""
+    lengths = {BODY_BYTES: None, BODY_BYTES + 1: "close"}
+    for length, said in lengths.items():
+        client = await served.client()
+        head = b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
+        status, headers, _ = await client.ask(head)
+        assert (status, headers.get("connection")) == (OK, said)
