@@ -120,7 +120,10 @@ class _Ring:
             finally:
                 os.close(folder)
         except OSError as error:
-            raise Failure(f"cannot write {file}: {error.strerror}; {HOW}") from error
+            raise Failure(
+                f"cannot write {new}: {error.strerror}; the key's file is replaced by a new one"
+                f" beside it, so its directory has to be writable; {file} is as it was"
+            ) from error
 
 
 def _seal(directory: Path, keys: list[str], *, purge: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from enginegate.errors import JournalError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_RIGHT = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 EX_FAILED = 1
 
 
@@ -65,8 +66,7 @@ def live_file(path: Path) -> Iterator[None]:
 
 
 def _failed(error: OSError, path: Path) -> JournalFailed:
-    return JournalFailed(
-        f"writing failed: {error.strerror or error}",
-        path=str(path),
-        hint="Start again: it recovers into new files.",
-    )
+    hint = "Start again: it recovers into new files."
+    if error.errno in _NO_RIGHT:
+        hint = "Give the user that enginegate runs as the right to write there, then start again."
+    return JournalFailed(f"writing failed: {error.strerror or error}", path=str(path), hint=hint)

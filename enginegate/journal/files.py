@@ -32,7 +32,6 @@ ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chm
 BLOCK_BYTES = 64 * 1024  # the system takes 0.2 ms for as much, and nobody else has the processor
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
-_VOLATILE = frozenset({"tmpfs", "ramfs"})
 _ODD = {
     stat.S_IFIFO: "a pipe, not a regular file",
     stat.S_IFDIR: "a directory, not a regular file",
@@ -41,9 +40,6 @@ _ODD = {
     stat.S_IFCHR: "a device, not a regular file",
     stat.S_IFBLK: "a device, not a regular file",
 }
-_REMOTE = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "overlay", "aufs"}
-)
 
 
 class Entry(NamedTuple):
@@ -111,6 +107,14 @@ def open_file(storage: Storage, path: Path) -> int:
     if odd:
         raise OSError(errno.EINVAL, f"it is {odd}")
     return storage.open(path)
+
+
+def unusable(directory: Path, error: OSError) -> JournalError:
+    """Return what is said of a data directory that the system does not let us use."""
+    message = f"the data directory cannot be used: {error.strerror}"
+    denied = isinstance(error, PermissionError)
+    hint = "Give the user that enginegate runs as access to it." if denied else ""
+    return JournalError(message, path=str(directory), hint=hint, exit_code=EX_CONFIG)
 
 
 def unreadable(path: Path, error: OSError) -> JournalError:
@@ -281,8 +285,7 @@ def prepare_directory(directory: Path) -> list[str]:
             directory.chmod(0o700)
         return _tighten(directory)
     except OSError as error:
-        message = f"the data directory cannot be used: {error.strerror}"
-        raise JournalError(message, path=str(directory), exit_code=EX_CONFIG) from error
+        raise unusable(directory, error) from error
 
 
 def _tighten(directory: Path) -> list[str]:
@@ -374,23 +377,3 @@ def lock_holder(directory: Path) -> str | None:
     finally:
         os.close(fd)
     return None
-
-
-def filesystem_warnings(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> list[str]:
-    """Return what speaks against keeping a journal on this file system."""
-    device = os.stat(directory).st_dev  # noqa: PTH116 - one stat, the path may be anything
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    kind = ""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        if left.split()[2:3] == [wanted]:
-            kind = right.split()[0]
-    if kind in _VOLATILE:
-        return [f"{directory} is on {kind}: everything in it is gone after a reboot"]
-    if kind in _REMOTE or kind.startswith("fuse"):
-        return [f"{directory} is on {kind}: locks and syncs cannot be relied on there"]
-    return []

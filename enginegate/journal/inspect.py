@@ -23,6 +23,7 @@ from enginegate.journal.files import (
     lock_holder,
     read_whole,
     unreadable,
+    unusable,
 )
 from enginegate.journal.journal import Journal
 from enginegate.journal.recovery import (
@@ -168,6 +169,8 @@ def _look(directory: Path, key_id: str | None, storage: Storage) -> VerifyReport
         recover(storage, directory, key_ids=None if key_id is None else {key_id})
     except JournalError as error:
         report.refuse(Fault.of(error), error.hint)
+    except PermissionError as error:
+        raise unusable(directory, error) from error  # says nothing about the journal
     except OSError as error:
         failure = unreadable(directory, error)
         report.refuse(Fault.of(failure), failure.hint)
@@ -177,18 +180,21 @@ def _look(directory: Path, key_id: str | None, storage: Storage) -> VerifyReport
 def dump(directory: Path, *, storage: Storage = _OS) -> Iterator[dict[str, Any]]:
     """Yield every fact on disk, oldest first, as `{"number": …, "fact": …}` without secrets.
 
-    Raises JournalError where the directory is in use or damaged, or lacks its last segment, what
-    comes before is yielded, and where there is no journal, before a lock is made.
+    Raises JournalError where there is no journal, before a lock is made, and where the directory
+    is in use; and after all that can be read is yielded, where a segment is damaged or the last
+    one is missing.
     """
     demand_journal(directory, storage=storage)
     lock = lock_directory(directory)
     try:
-        for content in _contents(storage, directory):
+        found, failures = listing(storage, directory), list[JournalError]()
+        for content in _contents(storage, directory, found.segments, failures.append):
             for number, fact in content.facts:
                 yield {"number": number, "fact": masked(fact)}
-        found = listing(storage, directory)
         if found.snapshots:
             demand_segment(directory, found)
+        if failures:
+            raise _left_out(failures)
     finally:
         os.close(lock)
 
@@ -296,17 +302,44 @@ _FOR_EVER_DAYS = 36_500.0
 _ENDLESS_MB = 1e12
 
 
-def _contents(storage: Storage, directory: Path) -> Iterator[Content]:
-    """Read all segments in order; each must continue the one before it."""
+def _contents(
+    storage: Storage,
+    directory: Path,
+    entries: list[Entry],
+    failed: Callable[[JournalError], None],
+) -> Iterator[Content]:
+    """Read all segments in order; behind a damaged one, begin wherever the next begins."""
     before: Position | None = None
     instance = ""
-    for entry, following in pairwise([*listing(storage, directory).segments, None]):
+    for entry, following in pairwise([*entries, None]):
         assert entry is not None
-        content = read_segment(
-            storage, directory, entry, following, before, instance=instance, key_ids=None
-        )
+        behind = following or _newer(storage, directory, entry)
+        try:
+            content = read_segment(
+                storage, directory, entry, behind, before, instance=instance, key_ids=None
+            )
+        except JournalError as error:
+            failed(error)
+            before = None
+            continue
         before, instance = content.position, content.header.instance
         yield content
+
+
+def _left_out(failures: list[JournalError]) -> JournalError:
+    """Return what is said of segments that could not be printed: the first, and how many more."""
+    first, more = failures[0], len(failures) - 1
+    fault = Fault.of(first)
+    others = f", and {more} other segments are left out, too" if more else ""
+    return JournalError(
+        f"all facts are printed but those of this segment: {fault.message}{others}",
+        path=fault.path,
+        offset=fault.offset,
+        hint=ACCESS_HINT
+        if fault.denied
+        else "`enginegate journal verify` says whether a start needs what is damaged.",
+        exit_code=first.exit_code,
+    )
 
 
 def _verify_snapshot(storage: Storage, directory: Path, entry: Entry, report: VerifyReport) -> None:
@@ -324,22 +357,12 @@ def _verify_snapshot(storage: Storage, directory: Path, entry: Entry, report: Ve
 def _verify_segments(
     storage: Storage, directory: Path, entries: list[Entry], report: VerifyReport
 ) -> None:
-    """Read all segments; behind a damaged one, begin wherever the next begins."""
-    before: Position | None = None
-    instance = ""
-    for entry, following in pairwise([*entries, None]):
-        assert entry is not None
-        report.segments += 1
-        behind = following or _newer(storage, directory, entry)
-        try:
-            content = read_segment(
-                storage, directory, entry, behind, before, instance=instance, key_ids=None
-            )
-        except JournalError as error:
-            report.faults.append(Fault.of(error))
-            before = None
-            continue
-        before, instance = content.position, content.header.instance
+    report.segments += len(entries)
+
+    def failed(error: JournalError) -> None:
+        report.faults.append(Fault.of(error))
+
+    for content in _contents(storage, directory, entries, failed):
         report.frames += content.frames
         report.facts += len(content.facts)
         if tear := content.tear:

@@ -25,9 +25,10 @@ from enginegate.journal import frames
 from enginegate.journal.archive import Archive, Numbered
 from enginegate.journal.condition import Condition, Health
 from enginegate.journal.failures import JournalFailed, JournalFull
-from enginegate.journal.files import Rest, clear_leftovers, discard, filesystem_warnings, no_rest
+from enginegate.journal.files import Rest, clear_leftovers, discard, no_rest
 from enginegate.journal.generations import Generations
 from enginegate.journal.inherited import keep
+from enginegate.journal.mounts import filesystem_warnings
 from enginegate.journal.newfiles import NewFiles, Origin
 from enginegate.journal.opening import quarantine, take
 from enginegate.journal.payloads import cut, encode_fact, encode_facts
@@ -38,7 +39,6 @@ from enginegate.journal.storage import OsStorage, Storage
 from enginegate.model import SnapshotRecord
 
 log = logging.getLogger("enginegate.journal")
-
 SEGMENT_BYTES, SNAPSHOT_AFTER_BYTES = 16 * 1024 * 1024, 2 * 1024 * 1024
 _SLOW_SYNC_S = 1.0
 _OS, _CLOCK = OsStorage(), SystemClock()

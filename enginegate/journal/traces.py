@@ -10,7 +10,7 @@ a journal has come about by itself, and to begin anew would hide the loss.
 from pathlib import Path
 
 from enginegate.errors import JournalError
-from enginegate.journal.files import EX_CONFIG, QUARANTINE, Listing, listing
+from enginegate.journal.files import EX_CONFIG, QUARANTINE, Listing, listing, unusable
 from enginegate.journal.room import BALLAST
 from enginegate.journal.storage import OsStorage, Storage
 
@@ -29,8 +29,7 @@ def demand_journal(directory: Path, *, storage: Storage = _OS) -> Listing:
             return found
         demand_never_begun(storage, directory)
     except OSError as error:
-        message = f"the data directory cannot be used: {error.strerror}"
-        raise JournalError(message, path=str(directory), exit_code=EX_CONFIG) from error
+        raise unusable(directory, error) from error
     raise JournalError(
         "there is no journal in this directory",
         path=str(directory),

@@ -12,7 +12,7 @@ import pytest
 
 from enginegate.errors import JournalError
 from enginegate.journal import Journal, JournalFailed, JournalFull, OsStorage
-from enginegate.journal.files import filesystem_warnings
+from enginegate.journal.mounts import filesystem_warnings
 from tests.journal.rig import (
     KEY,
     SEGMENT_BYTES,
@@ -256,6 +256,16 @@ def test_a_leftover_that_cannot_be_removed_does_no_harm(tmp_path, caplog):
     storage.faults["unlink"] = errno.EPERM
     with begun(tmp_path / "data", storage=storage):
         assert "stays behind" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_where_we_may_not_write_a_start_again_alone_does_not_help(tmp_path, number):
+    """It is for the operator to see to it first."""
+    storage = FaultyStorage()
+    with begun(tmp_path / "data", storage=storage) as journal:
+        storage.faults["create"] = number
+        with pytest.raises(JournalFailed, match="right to write there, then start again"):
+            journal.rotate()
 
 
 # --- the disk has failed ------------------------------------------------------------------------

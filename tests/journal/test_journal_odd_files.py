@@ -137,16 +137,18 @@ def test_who_may_not_read_is_told_what_gives_access(tmp_path, data):
     assert "Give" not in verify(data).advice
 
 
-def test_a_directory_that_may_not_be_read_is_told_so(data):
-    """Verify says what gives access to it."""
+def test_a_directory_that_may_not_be_read_is_no_damage(data):
+    """Nothing is known of the journal; verify says so with the code that the other tools have."""
 
     class Closed(FaultyStorage):
         def names(self, directory: Path) -> list[str]:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    told = verify(data, storage=Closed())
-    assert told.message == f"cannot be read: Permission denied ({data})"
-    assert "access to it" in told.hint
+    for tool in (verify, lambda *args, **more: list(dump(*args, **more))):
+        with pytest.raises(JournalError, match="cannot be used: Permission denied") as refused:
+            tool(data, storage=Closed())
+        assert refused.value.exit_code == 78
+        assert "access to it" in refused.value.hint
 
 
 def test_files_of_others_that_are_open_to_others_stop_no_start(data, monkeypatch):

@@ -274,6 +274,20 @@ def test_a_dump_of_what_lacks_its_end_is_refused(data):
         list(dump(data))
 
 
+def test_a_dump_goes_on_behind_a_damaged_segment(data):
+    """Whoever looks into damage wants what came after it most; what is left out is told last."""
+    path = segments(data)[0]
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    seen: list[int] = []
+    with pytest.raises(JournalError, match="all facts are printed but those") as refused:
+        seen.extend(line["number"] for line in dump(data))
+    assert seen == [3, 4, 5]
+    assert (refused.value.path, refused.value.exit_code) == (str(path), 65)
+    assert "journal verify" in refused.value.hint
+
+
 def test_a_dump_of_a_first_start_that_made_no_snapshot_is_whole(tmp_path):
     """A segment alone is a journal: nothing says that another one must follow."""
     with begun(tmp_path / "data") as journal:
