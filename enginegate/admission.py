@@ -183,7 +183,9 @@ class Admission:
             self._refuse_over_limit(owner, user_id)
             answer = await self._decide(owner, user_id, options, actor, started)
         except REFUSALS as refusal:
-            self._denied(owner, user_id, refusal.code.lower())
+            outcome = refusal.code.lower()
+            self._denied(owner, user_id, outcome)
+            self.registry.meters.admit(outcome).add(self.clock.now() - started)
             raise
         if isinstance(answer, Refused):
             self._denied(owner, user_id, answer.reason)

@@ -131,3 +131,19 @@ async def test_the_metrics_key_opens_the_page(gate: Gate) -> None:
     headers = {"Authorization": f"Bearer {METRICS_KEY}", "Accept": PROMETHEUS}
 
     assert (await gate.client.get("/metrics", headers=headers)).status_code == 200
+
+
+async def test_refused_admits_are_measured_by_their_reason(gate: Gate) -> None:
+    """Also those that the rate limit or the quota refuses."""
+    await gate.engine()
+    await gate.admit("bob")
+    await gate.policy(max_engines=1)
+    await gate.admit("bob", auto_provision=True)
+    await gate.policy(rate_limit_rpm=0)
+    await gate.admit()
+    counted = {
+        sample.labels["outcome"]: sample.value
+        for sample in (await families(gate))["enginegate_admit_seconds"].samples
+        if sample.name.endswith("_count") and sample.value
+    }
+    assert counted == {"engine_not_found": 1, "quota_exceeded": 1, "rate_limited": 1}
