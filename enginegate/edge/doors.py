@@ -54,7 +54,8 @@ class Doors:
         self.piece_bytes = min(PIECE_BYTES, limits.max_header_bytes)
         self.draining = False
         self.open: set[Guest] = set()
-        self.repeats: dict[bytes, tuple[bytes, str, bytes]] = {}  # the lane's, of all connections
+        # The lane's, of all connections: what requests ask for, by their bytes.
+        self.repeats: dict[bytes, tuple[bytes, bytes, str, bytes]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         patience_s = limits.request_timeout_s

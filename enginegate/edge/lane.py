@@ -12,9 +12,8 @@ answered is asked anew each time.
 """
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 from uvicorn.config import Config
@@ -24,6 +23,7 @@ from enginegate.api.prepared import STATUS_LINE
 from enginegate.edge import refusals
 from enginegate.edge.connection import STOPS, Connection
 from enginegate.edge.doors import Doors
+from enginegate.keys import digest
 
 PREFIX: Final = b"/engines/"
 SUFFIX: Final = b"/admit"
@@ -39,8 +39,16 @@ NAMES_MAX: Final = 256
 REPEATS_MAX: Final = 4096
 REPEAT_BYTES_MAX: Final = 1024
 
-Warm = Callable[[bytes, str, bytes], bytes | None]
-"""Asks for a warm admit: key, user and body in; headers and body of the answer out, or None."""
+
+class Warm(Protocol):
+    """Asks for a warm admit: key, user and body in; headers and body of the answer out, or None.
+
+    `hashed` is the key's digest where it is known; what it opens is looked up each time.
+    """
+
+    def __call__(
+        self, key: bytes, user_id: str, body: bytes, *, hashed: bytes | None = None
+    ) -> bytes | None: ...
 
 
 class Meaning(Enum):
@@ -147,11 +155,11 @@ class Lane(Connection):
             self._fed()
             self._settle()
 
-    def _answered(self, key: bytes, user: str, body: bytes) -> bool:
+    def _answered(self, key: bytes, hashed: bytes, user: str, body: bytes) -> bool:
         """Answer what was asked before in the same bytes, if it can be answered now."""
         if self.doors.draining or self.flow.write_paused or self._waiting is not self._idle:
             return False
-        answer = self._warm(key, user, body)
+        answer = self._warm(key, user, body, hashed=hashed)
         if answer is None:
             return False
         self._messages += 1
@@ -165,7 +173,8 @@ class Lane(Connection):
         """Keep what these bytes mean: one whole request that the lane has answered."""
         if len(self._repeats) >= REPEATS_MAX:
             self._repeats.clear()
-        self._repeats[data] = (self._last_key, self._user, self._body)
+        key = self._last_key
+        self._repeats[data] = (key, digest(key), self._user, self._body)
 
     def _fed(self) -> None:
         if self._free and self._unseen == 0:

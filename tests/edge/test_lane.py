@@ -195,8 +195,10 @@ class Pair:
         self.state.default_headers = [(b"date", b"today")]
         self.config = config
 
-    def _warm(self, key: bytes, user_id: str, body: bytes) -> bytes | None:
-        answer = self.gate.services.admission.warm(key, user_id, body)
+    def _warm(
+        self, key: bytes, user_id: str, body: bytes, *, hashed: bytes | None = None
+    ) -> bytes | None:
+        answer = self.gate.services.admission.warm(key, user_id, body, hashed=hashed)
         self.warm += answer is not None
         return answer
 
@@ -296,6 +298,24 @@ async def test_what_is_remembered_is_asked_anew_each_time(pair: Pair) -> None:
     for doors in pair.doors:
         doors.drain()
     await pair.both(again)
+
+
+async def test_a_key_that_is_gone_opens_nothing_that_is_remembered(pair: Pair) -> None:
+    """The same bytes are refused as soon as the key is rotated, on this connection, too."""
+    with_old = pair.filled(admit())
+    protocol: Any = pair.kinds[1](pair.config, pair.state, {})
+    pipe = Pipe(protocol)
+    for _ in range(3):
+        protocol.data_received(with_old)
+    assert with_old in pair.doors[1].repeats
+    product_id = pair.gate.registry.by_slug["demo"].product.product_id
+    rotated = await pair.gate.admin("POST", f"/products/{product_id}/rotate-platform-key")
+    assert rotated.status_code == 200
+    protocol.data_received(with_old)
+    for _ in range(100):
+        await settle()
+    answers = bytes(pipe.written)
+    assert (answers.count(b'"admitted":true'), answers.count(b"HTTP/1.1 401 ")) == (3, 1)
 
 
 async def test_a_server_that_stops_remembers_nothing(pair: Pair) -> None:
