@@ -155,7 +155,7 @@ class Gate:
 
     def _too_long(self, length: bytes) -> bool:
         """Return whether a body says that it is too long, in as many digits as that takes."""
-        return length.isdigit() and int(length) > self._body_max
+        return length.isdigit() and int(length.lstrip(b"0") or b"0") > self._body_max
 
     def _made_ready(self, answer: bytes) -> tuple[Message, Message]:
         """Return the messages that an answer is to a server, and keep those of the last few."""

@@ -26,7 +26,7 @@ async def read(receive: Receive, headers: dict[bytes, bytes], *, limit: int) -> 
         ClientDisconnect: the client left.
     """
     length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length) > limit:
+    if length.isdigit() and int(length.lstrip(b"0") or b"0") > limit:
         raise _too_large(limit)
     body: bytes = b""
     while True:

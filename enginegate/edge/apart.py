@@ -31,10 +31,17 @@ class _Body:
 
 def has_body(headers: list[tuple[bytes, bytes]]) -> bool:
     """Return whether a body follows the head with these headers, which have been checked."""
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and int(value) > 0)
-        for name, value in headers
-    )
+    return announced(headers) > 0 or any(name == b"transfer-encoding" for name, _ in headers)
+
+
+def announced(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return the bytes that `Content-Length` says, 0 without one.
+
+    The parser has seen that it is a number below 2**64, but not how many zeros lead it:
+    Python refuses to read one of more than 4,300 digits.
+    """
+    lengths = [value for name, value in headers if name == b"content-length"]
+    return int(lengths[0].lstrip(b"0") or b"0") if lengths else 0
 
 
 def body_parser(headers: list[tuple[bytes, bytes]], told: Told) -> httptools.HttpRequestParser:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from enginegate.edge import refusals
-from enginegate.edge.apart import body_parser, has_body
+from enginegate.edge.apart import announced, body_parser, has_body
 from enginegate.edge.doors import Doors
 from enginegate.edge.flow import Flow
 from enginegate.edge.line import Line
@@ -232,7 +232,7 @@ class Connection(HttpToolsProtocol):
         self._in_pieces = False
         self._unseen = 0
         upgrade = self.parser.should_upgrade()
-        if upgrade or self._announces_too_much():
+        if upgrade or announced(self.headers) > self.doors.limits.max_body_bytes:
             self.cycle.keep_alive = False  # what follows will not be parsed
         self._apart = upgrade and has_body(self.headers)
         self._kept = self.cycle.keep_alive
@@ -282,10 +282,6 @@ class Connection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             self._fault = refusals.NO_HOST
             raise Refused
-
-    def _announces_too_much(self) -> bool:
-        most = self.doors.limits.max_body_bytes
-        return any(name == b"content-length" and int(value) > most for name, value in self.headers)
 
     def _head_bytes(self) -> int:
         line = len(self.parser.get_method()) + len(self.url) + REQUEST_LINE_EXTRA

@@ -98,6 +98,15 @@ async def test_a_length_that_is_too_large_is_refused_before_reading(gate: Gate) 
     assert call.received == 0
 
 
+async def test_a_length_may_have_any_number_of_zeros_before_it(gate: Gate) -> None:
+    """More than Python reads of a number, on the short road and on the other."""
+    await gate.engine()
+    headers = {"X-Platform-Key": gate.key, "Content-Length": "0" * 5000 + "2"}
+    for path in (ADMIT, PROVISION):
+        answer = await Wire(gate.app, "POST", path, headers, b"{}").run()
+        assert answer[0] < 500
+
+
 async def test_a_body_may_come_in_pieces(gate: Gate) -> None:
     """However the network cuts it, the request is the same."""
     await gate.engine()

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from enginegate.edge import connection, doors
+from enginegate.edge.apart import announced
 from tests.edge.rig import BODY_BYTES, HEADER_BYTES, TIMEOUT_S, Served, get
 
 OK = 200
@@ -384,3 +385,10 @@ async def test_who_is_answered_before_a_long_body_is_told_of_the_end(served: Ser
         head = b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
         status, headers, _ = await client.ask(head)
         assert (status, headers.get("connection")) == (OK, said)
+
+
+def test_zeros_before_a_length_are_no_matter() -> None:
+    """However many: Python by itself reads no number of more than 4,300 digits."""
+    for value, said in ((b"0" * 5000 + b"7", 7), (b"0" * 5000, 0), (b"12", 12)):
+        assert announced([(b"host", b"x"), (b"content-length", value)]) == said
+    assert announced([(b"host", b"x")]) == 0
