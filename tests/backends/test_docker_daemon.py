@@ -159,6 +159,52 @@ async def test_a_hanging_daemon_is_given_up(
     assert backend._daemon.budget.free == daemon.IN_FLIGHT
 
 
+async def test_a_long_queue_is_waited_for_while_the_daemon_answers(
+    backend: DockerBackend, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd takes longer than any call may: nobody in it is told that Docker is away."""
+    monkeypatch.setattr(daemon, "_ASK_S", 0.2)
+
+    async def slow(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.02)
+        return web.json_response(_container("running"))
+
+    script.on[INSPECT] = slow
+    began = time.monotonic()
+    seen = await asyncio.gather(*(backend.inspect(ENGINE) for _ in range(80)))
+    assert {one.presence for one in seen} == {Presence.RUNNING}
+    assert time.monotonic() - began > 0.3  # else it was no crowd
+
+
+async def test_a_crowd_before_a_hanging_daemon_is_given_up_together(
+    backend: DockerBackend, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody is answered, waiting for a place is waiting for the daemon."""
+    monkeypatch.setattr(daemon, "_ASK_S", 0.2)
+    script.on[INSPECT] = _never
+    began = time.monotonic()
+    ends = await asyncio.gather(
+        *(backend.inspect(ENGINE) for _ in range(80)), return_exceptions=True
+    )
+    assert all(isinstance(end, BackendError) and end.unavailable for end in ends)
+    assert time.monotonic() - began < 2
+    assert backend._daemon.budget.free == daemon.IN_FLIGHT
+
+
+async def test_a_late_answer_to_a_ping_is_no_dead_daemon_while_others_are_answered(
+    backend: DockerBackend, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is about to make an engine is refused only where nobody hears anything."""
+    monkeypatch.setattr(daemon, "_PING_S", 0.1)
+    script.on["GET /_ping"] = _never
+    script.always(INSPECT, lambda: web.json_response(_container("running")))
+    asked = asyncio.ensure_future(backend.ping())
+    await _until(lambda: "GET /_ping" in script.asked)
+    await backend.inspect(ENGINE)
+    assert await asked
+    assert not await backend.ping()
+
+
 async def test_a_listing_is_complete_or_fails(backend: DockerBackend, script: Script) -> None:
     """A container that cannot be inspected fails the whole listing: nothing is left out."""
     row = _row("running")

@@ -48,6 +48,11 @@ class NeverSentError(BackendError):
     """The Engine was not reached at all, so the call has no effect, now or later."""
 
 
+def is_answer(error: DockerError) -> bool:
+    """Return whether it is the Engine's own, not that of something in between, or of aiodocker."""
+    return error.status not in _NOT_ASKED
+
+
 @contextmanager
 def translated(ask: Ask) -> Iterator[None]:
     """Turn what aiodocker and the wire raise into our errors; nothing else is caught."""
@@ -56,7 +61,7 @@ def translated(ask: Ask) -> Iterator[None]:
     except DockerError as exc:  # with aiodocker's word for a failed connection as its context
         if isinstance(exc.__context__, aiohttp.ClientConnectorError):
             raise _never_sent(ask, exc.message) from exc
-        if exc.status in _NOT_ASKED:
+        if not is_answer(exc):
             raise not_asked(ask, exc.message) from exc
         raise RefusedError(ask, exc.status, exc.message) from exc
     except TimeoutError as exc:

@@ -1,6 +1,7 @@
 """The Docker Engine as typed calls.
 
-Every call has a place in the budget and a deadline, in which the wait for the place counts.
+Every call has a place in the budget and a deadline. The wait for the place counts in it only
+while the Engine answers nobody.
 Nothing but our own names and ids gets into a path. `None` and `False` mean that the Engine
 itself said "there is none". Two clients keep pulls away from control calls; each event
 stream has one of its own.
@@ -33,6 +34,7 @@ from enginegate.backends.docker.asking import (
     RefusedError,
     absent_is_done,
     decoded,
+    is_answer,
     not_asked,
     translated,
 )
@@ -87,14 +89,18 @@ class Daemon:
                 await client.close()
 
     async def ping(self) -> bool:
-        """Ask past the budget: a long queue is not a dead Engine."""
+        """Ask past the budget: a long queue is not a dead Engine, nor is one that is late.
+
+        While others have their answers it is there, whatever became of ours.
+        """
         ask = Ask("ping", None, Priority.PROBE)
+        began = asyncio.get_running_loop().time()
         try:
             with translated(ask):
                 async with asyncio.timeout(_PING_S):
                     await sent(_opened(self._control, ask), "GET", "/_ping", versioned=False)
         except BackendError:
-            return False
+            return self.budget.heard_at >= began
         return True
 
     async def inspect(self, ask: Ask, name: str) -> bytes | None:
@@ -124,7 +130,7 @@ class Daemon:
         """Stop it. Keeps no place while the engine takes its time."""
         path = at(container_id, "stop")
         with translated(ask):
-            async with _deadline(ask, grace_s + _STOP_EXTRA_S), self._stops:
+            async with self._stops, _deadline(ask, grace_s + _STOP_EXTRA_S):
                 await sent(_opened(self._control, ask), "POST", path, {"t": str(grace_s)})
 
     async def remove(self, ask: Ask, container_id: str) -> None:
@@ -316,8 +322,16 @@ class Daemon:
         body: object = None,
     ) -> bytes:
         with translated(ask):
-            async with _deadline(ask, timeout_s), self.budget.place(ask.priority):
-                return await sent(_opened(self._control, ask), method, path, params, body)
+            place = self.budget.place(ask.priority, patience_s=timeout_s, until=ask.until)
+            async with place as since, asyncio.timeout_at(min(since + timeout_s, ask.until)):
+                try:
+                    answer = await sent(_opened(self._control, ask), method, path, params, body)
+                except DockerError as error:
+                    if is_answer(error):
+                        self.budget.heard()
+                    raise
+                self.budget.heard()
+                return answer
 
 
 def at(name: str, what: str) -> str:
@@ -332,5 +346,5 @@ def _opened(client: Docker | None, ask: Ask) -> Docker:
 
 
 def _deadline(ask: Ask, timeout_s: float) -> asyncio.Timeout:
-    """Return the deadline of a call, and of its wait for a place: its own or its verb's."""
+    """Return the deadline of a call: its own or its verb's."""
     return asyncio.timeout_at(min(asyncio.get_running_loop().time() + timeout_s, ask.until))
