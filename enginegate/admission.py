@@ -69,8 +69,11 @@ class Refused(Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-Encode = Callable[[LiveEngine, float], bytes]
-"""Makes the warm answer as it is sent: engine and lease (s) in, headers and JSON out."""
+Encode = Callable[[LiveEngine, float], bytes | None]
+"""Makes the warm answer as it is sent: engine and lease (s) in, headers and JSON out.
+
+None where it cannot be made, which the long road tells.
+"""
 
 
 class Admission:
@@ -125,6 +128,8 @@ class Admission:
             if not live.admissible:
                 return None
             answer = live.answer = self._encode(live, live.lease_s)
+            if answer is None:
+                return None
         limit = product.calls_max
         if limit is not None:
             if not product.window.take(monotonic_ns(), limit):

@@ -247,7 +247,7 @@ class Pool:
         )
         assert engine is not None
         url = self.ground.registry.index.url_of(engine)
-        return LiveEngine(engine, LiveProduct(_NOBODY), api_key="", url=url)
+        return LiveEngine(engine, LiveProduct(_NOBODY), keys=self.ground.keyring, url=url)
 
     # Those that wait, and those that go
 

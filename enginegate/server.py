@@ -36,7 +36,7 @@ from enginegate.pool import Pool
 from enginegate.ports import PortMap
 from enginegate.probe import Probe
 from enginegate.recovery import Recovery
-from enginegate.registry import Registry, Sealer
+from enginegate.registry import Registry, Sealer, open_keys
 from enginegate.slices import sliced
 from enginegate.stages import Stages
 from enginegate.tiers import TierLoop
@@ -261,6 +261,7 @@ class Parts:
             ("logs", self.recovery.trim_logs_forever()),
             ("ticks", self._tick_forever()),
             ("retention", self._retain_forever(journal)),
+            ("keys", self._open_keys()),
         ]
 
     async def _tick_forever(self) -> None:
@@ -278,6 +279,9 @@ class Parts:
             await self.recovery.overlaps.end_due()
             if status != (status := registry.journal_status) == "ok":
                 self.spawn(self.recovery.compare(), "compare after a full disk")
+
+    async def _open_keys(self) -> None:
+        await open_keys(self.ground.registry)
 
     async def _retain_forever(self, journal: Journal) -> None:
         """Now and then: drop what is older or larger than `[audit]` allows."""

@@ -8,6 +8,7 @@ from starlette.types import Message
 
 from enginegate.api import problems
 from enginegate.api.wire import encode_admit
+from enginegate.keys import KeyUnsealError
 from enginegate.registry import LiveEngine
 
 OK = 200
@@ -15,9 +16,15 @@ END_OF_HEAD = b"\r\n\r\n"
 STATUS_LINE = b"HTTP/1.1 200 OK\r\n"
 
 
-def prepare(live: LiveEngine, lease_s: float) -> bytes:
-    """Return headers and body of the answer to an admit of a running engine."""
-    body = encode_admit(live, lease_s)
+def prepare(live: LiveEngine, lease_s: float) -> bytes | None:
+    """Return headers and body of the answer to an admit of a running engine.
+
+    None where its key does not open: that is told on the long road.
+    """
+    try:
+        body = encode_admit(live, lease_s)
+    except KeyUnsealError:
+        return None
     lines = [b"%b: %b" % header for header in _headers(len(body))]
     return b"\r\n".join(lines) + END_OF_HEAD + body
 

@@ -15,6 +15,7 @@ from enginegate.errors import (
     GateError,
     InternalError,
 )
+from enginegate.keys import KeyUnsealError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ def problem(error: BaseException) -> GateError:
         if error.unavailable:
             return BackendUnavailableError("The backend cannot be reached; ask again in a moment.")
         return BackendFailedError("The backend could not do it.")
+    if isinstance(error, KeyUnsealError):
+        log.error("%s", error)
+        return InternalError("The engine's key cannot be opened; rotate it, or destroy the engine.")
     reference = uuid4().hex[:12]
     log.error("request failed, reference %s", reference, exc_info=error)
     return InternalError(f"Something went wrong; reference {reference}.", reference=reference)

@@ -124,7 +124,7 @@ class Products:
                 use_reserve=True,
             )
         count = 0
-        while live.taken:
+        while live.size:
             count += await self._destroy_all(live, actor=actor)
         await self.registry.commit(
             f.ProductDeleted(

@@ -38,7 +38,7 @@ class Provisioning:
         self.undo = undo
 
     async def refuse_if_exists(self, owner: LiveProduct, user_id: str) -> None:
-        while user_id in owner.taken:
+        while owner.has(user_id):
             live = owner.engines.get(user_id)
             if live is not None:
                 raise EngineAlreadyExistsError(
@@ -62,14 +62,14 @@ class Provisioning:
         if owner.product.deleting:
             raise PolicyDeniedError("The product is being deleted.")
         version = self.checked_version(version)
-        while not quota_left(owner.product.policy, len(owner.taken)):
-            if len(owner.taken) == len(owner.engines):
+        while not quota_left(owner.product.policy, owner.size):
+            if not owner.promised:
                 raise QuotaExceededError(
                     "The product has as many engines as its policy allows.",
                     limit=owner.product.policy.max_engines,
                 )
             await self.ground.registry.flushed()  # refuse only for engines that really came to be
-        if user_id in owner.taken:
+        if owner.has(user_id):
             return None
         operation = self.operations.operation("provision", actor=actor, params=None, holds=True)
         spare = self.ground.registry.spares.take(version)

@@ -4,6 +4,7 @@ from enginegate.registry.fleet import LiveEngine, LiveProduct, Operation
 from enginegate.registry.registry import Registry
 from enginegate.registry.resealing import Sealer
 from enginegate.registry.trail import Trail
+from enginegate.registry.unsealing import open_keys
 
 __all__ = [
     "LiveEngine",
@@ -12,6 +13,7 @@ __all__ = [
     "Registry",
     "Sealer",
     "Trail",
+    "open_keys",
     "resealed_snapshot",
     "resealed_tail",
 ]

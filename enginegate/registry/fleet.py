@@ -8,7 +8,7 @@ fact has become durable.
 import asyncio
 from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -93,6 +93,12 @@ def _seen(future: "asyncio.Future[Any]") -> None:
         future.exception()
 
 
+class Opener(Protocol):
+    """Opens sealed engine keys: the keyring, or nobody where keys are not needed."""
+
+    def open(self, engine_id: str, sealed: str) -> str: ...
+
+
 class LiveEngine:
     """One engine with its soft state.
 
@@ -101,14 +107,17 @@ class LiveEngine:
     `lease_until` is monotonic seconds, `inf` for an engine that never sleeps;
     `put_off_until` is its value while it is a veto that has moved it, and `used_at` the
     last use before. `blind` says that its connections could not be seen at the last look.
-    `life` is the backend's name for the life that was last started or adopted.
+    `life` is the backend's name for the life that was last started or adopted. `keys` open
+    the sealed key when somebody first asks for it: a start does not, it would take as long
+    as all else that a large fleet costs then.
     `ended` is the incarnation that is over although its row says that it runs: the journal
     could not be told, and nobody is to be sent there meanwhile.
     """
 
     __slots__ = (
+        "_key",
+        "_keys",
         "answer",
-        "api_key",
         "blind",
         "ended",
         "engine",
@@ -132,10 +141,11 @@ class LiveEngine:
         "vetoes",
     )
 
-    def __init__(self, engine: Engine, owner: "LiveProduct", *, api_key: str, url: str) -> None:
+    def __init__(self, engine: Engine, owner: "LiveProduct", *, keys: Opener, url: str) -> None:
         self.engine = engine
         self.owner = owner
-        self.api_key = api_key
+        self._keys = keys
+        self._key: str | None = None
         self.url = url
         self.answer: bytes | None = None
         self.lease_s = 0.0
@@ -156,6 +166,21 @@ class LiveEngine:
         self.probing_s = 0.0
         self.put_off_until = -inf
         self.used_at = -inf
+
+    @property
+    def api_key(self) -> str:
+        """The engine's key in the clear.
+
+        Raises:
+            KeyUnsealError: no master key opens it, or it was sealed for another engine.
+        """
+        if self._key is None:
+            self._key = self._keys.open(self.engine.engine_id, self.engine.sealed_key)
+        return self._key
+
+    def change_key(self) -> None:
+        """Take it that the row has another sealed key now."""
+        self._key = None
 
     @property
     def running(self) -> bool:
@@ -207,8 +232,8 @@ class LiveEngine:
 class LiveProduct:
     """One product with its windows, its engines by user, and what it has counted.
 
-    `taken` also names users whose provision is not durable yet: it is the
-    reservation, and what the quota counts.
+    `promised` names the users whose provision is not durable yet, and their engines: it is
+    the reservation, and the quota counts it.
     """
 
     __slots__ = (
@@ -217,8 +242,8 @@ class LiveProduct:
         "engines",
         "limited",
         "product",
+        "promised",
         "roster",
-        "taken",
         "tally",
         "traffic",
         "user_windows",
@@ -232,9 +257,18 @@ class LiveProduct:
         self.engines: dict[str, LiveEngine] = {}
         self.roster = Roster()
         self.boots: dict[str, Operation] = {}
-        self.taken: dict[str, str] = {}
+        self.promised: dict[str, str] = {}
         self.tally = Tally()
         self.traffic = Traffic()
+
+    @property
+    def size(self) -> int:
+        """How many engines it has, those that are not durable yet included."""
+        return len(self.engines) + len(self.promised)
+
+    def has(self, user_id: str) -> bool:
+        """Return whether the user has an engine, or is about to."""
+        return user_id in self.engines or user_id in self.promised
 
     def set(self, product: Product) -> None:
         """Take the product as it is now."""

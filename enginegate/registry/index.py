@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -11,17 +10,11 @@ from enginegate.clock import Clock
 from enginegate.metrics import Tally
 from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord, Spare
 from enginegate.ports import PortMap
-from enginegate.registry.fleet import LiveEngine, LiveProduct
+from enginegate.registry.fleet import LiveEngine, LiveProduct, Opener
 from enginegate.registry.spares import Spares
 from enginegate.slices import SLICE
 
 RETIRED = ""  # the product id under which a snapshot keeps the totals of deleted products
-
-
-class Opener(Protocol):
-    """Opens sealed engine keys: the keyring, or nobody where keys are not needed."""
-
-    def open(self, engine_id: str, sealed: str) -> str: ...
 
 
 class Index:
@@ -106,7 +99,6 @@ class Index:
     def restore_engine(self, engine: Engine) -> None:
         """Restore what nearly all records are, without asking what it is."""
         self.ports.lease(engine.port)
-        self.products[engine.product_id].taken[engine.user_id] = engine.engine_id
         self._add_engine(engine)
 
     def install(self, fact: f.AnyFact, after: Engine | None) -> None:
@@ -147,7 +139,7 @@ class Index:
             self.ports.release(before.port)
             live.url = self.url_of(after)
         if after.sealed_key != before.sealed_key:
-            live.api_key = self._keyring.open(after.engine_id, after.sealed_key)
+            live.change_key()
         if after.incarnation != before.incarnation:
             self._into_service(live)
 
@@ -160,15 +152,11 @@ class Index:
 
     def _add_engine(self, engine: Engine) -> None:
         owner = self.products[engine.product_id]
-        live = LiveEngine(
-            engine,
-            owner,
-            api_key=self._keyring.open(engine.engine_id, engine.sealed_key),
-            url=self.url_of(engine),
-        )
+        live = LiveEngine(engine, owner, keys=self._keyring, url=self.url_of(engine))
         live.operation = owner.boots.get(engine.user_id)
         self._set_lease(live)
         owner.engines[engine.user_id] = live
+        owner.promised.pop(engine.user_id, None)
         owner.roster.add(live)
         self.engines[engine.engine_id] = live
 
@@ -180,7 +168,6 @@ class Index:
         del self.engines[engine.engine_id]
         del live.owner.engines[engine.user_id]
         live.owner.roster.remove(live)
-        del live.owner.taken[engine.user_id]
 
     def _set_lease(self, live: LiveEngine) -> None:
         policy_s = live.owner.product.policy.idle_sleep_s

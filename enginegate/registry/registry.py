@@ -24,8 +24,8 @@ from enginegate.keys import KeyUnsealError
 from enginegate.metrics import HOUR_MS, Meters
 from enginegate.model import Engine, Outcome, Product, SnapshotRecord, Status
 from enginegate.ports import PortMap
-from enginegate.registry.fleet import LiveEngine, LiveProduct
-from enginegate.registry.index import Index, Opener
+from enginegate.registry.fleet import LiveEngine, LiveProduct, Opener
+from enginegate.registry.index import Index
 from enginegate.registry.resealing import Sealer, resealed_snapshot, resealed_tail
 from enginegate.registry.trail import RECENT_MAX, Trail
 from enginegate.transitions import IllegalTransitionError, evolve
@@ -253,10 +253,10 @@ class Registry:
         match fact:
             case f.Provisioned():
                 self.ports.lease(fact.port)
-                self.products[fact.product_id].taken[fact.user_id] = fact.engine_id
+                self.products[fact.product_id].promised[fact.user_id] = fact.engine_id
             case f.Claimed():
                 assert fact.engine_id in self.spares.rows
-                self.products[fact.product_id].taken[fact.user_id] = fact.engine_id
+                self.products[fact.product_id].promised[fact.user_id] = fact.engine_id
             case f.PortMoved() | f.SpareBegun():
                 self.ports.lease(fact.port)
             case f.ProductRegistered():
@@ -270,9 +270,9 @@ class Registry:
             match fact:
                 case f.Provisioned():
                     self.ports.release(fact.port)
-                    del self.products[fact.product_id].taken[fact.user_id]
+                    del self.products[fact.product_id].promised[fact.user_id]
                 case f.Claimed():
-                    del self.products[fact.product_id].taken[fact.user_id]
+                    del self.products[fact.product_id].promised[fact.user_id]
                 case f.PortMoved() | f.SpareBegun():
                     self.ports.release(fact.port)
                 case f.ProductRegistered():
@@ -306,8 +306,8 @@ class Registry:
         """Rebuild the fleet from the journal, its keys sealed anew where there is a `sealer`.
 
         Raises:
-            JournalError: a fact cannot follow, and its number and the state are named; or an
-                engine key does not open with the master key.
+            JournalError: a fact cannot follow, and its number and the state are named; or the
+                `sealer` cannot open an engine key.
         """
         try:
             if sealer is not None:

@@ -30,10 +30,10 @@ class Roster:
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
 
     def add(self, live: "LiveEngine") -> None:
-        if self.engines and _place(live) < _place(self.engines[-1]):
+        if not self.engines or live.engine.created_at_ms > self.engines[-1].engine.created_at_ms:
+            self.engines.append(live)  # as good as always: the newest, or a snapshot in order
+        else:
             insort(self.engines, live, key=_place)
-        else:  # as good as always: it is the newest, or a snapshot is read in order
-            self.engines.append(live)
         self.counts[live.engine.status] += 1
 
     def moved(self, before: Status, after: Status) -> None:

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from uvicorn.server import ServerState
 
 from enginegate.edge import Doors, http_server, lane, versions
@@ -316,6 +317,17 @@ async def test_a_key_that_is_gone_opens_nothing_that_is_remembered(pair: Pair) -
         await settle()
     answers = bytes(pipe.written)
     assert (answers.count(b'"admitted":true'), answers.count(b"HTTP/1.1 401 ")) == (3, 1)
+
+
+async def test_an_engine_whose_key_does_not_open_is_told_what_helps(pair: Pair) -> None:
+    """A connection outlives it, and to rotate the key helps without a word from the old one."""
+    [live] = [one for one in pair.gate.registry.engines.values() if one.engine.user_id == "ann"]
+    live.engine, live.answer = replace(live.engine, sealed_key="gcm1.AAAA"), None
+    live.change_key()
+    found = (await pair.both([admit(), admit(), NEXT]))[0]
+    assert found.count(b"HTTP/1.1 500 ") == found.count(b"rotate it, or destroy the engine") == 2
+    assert (await pair.gate.post("/engines/ann/rotate-key")).status_code == 200
+    assert (await pair.both([admit(), admit()]))[0].count(b'"admitted":true') == 2
 
 
 async def test_a_server_that_stops_remembers_nothing(pair: Pair) -> None:

@@ -214,7 +214,7 @@ MUTATIONS = (
             Change(
                 "registry/registry.py",
                 "                self.ports.lease(fact.port)\n"
-                "                self.products[fact.product_id].taken[fact.user_id] ="
+                "                self.products[fact.product_id].promised[fact.user_id] ="
                 " fact.engine_id\n",
                 "                self.ports.lease(fact.port)\n",
             ),

@@ -411,7 +411,7 @@ async def test_a_provision_leaves_nothing_where_the_backend_is_away(gate: Any) -
             await gate.engine(owner)
         with pytest.raises(BackendUnavailableError):
             await gate.admit(owner, "bob", auto_provision=True)
-    assert (owner.taken, gate.registry.ports.leased) == ({}, set())
+    assert (owner.size, gate.registry.ports.leased) == (0, set())
     gate.backend.down = False
     assert (await gate.engine(owner)).running
 
@@ -425,7 +425,7 @@ async def test_a_provision_leaves_nothing_where_strangers_hold_the_last_ports(
     gate.backend.world.taken_ports |= {9001, 9002, 9003}
     with pytest.raises(PortExhaustionError):
         await gate.engine(owner)
-    assert (owner.taken, gate.registry.ports.leased) == ({}, set())
+    assert (owner.size, gate.registry.ports.leased) == (0, set())
     assert gate.backend.world.volumes == {}
     gate.backend.world.taken_ports.clear()
     assert (await gate.engine(owner)).running
@@ -487,7 +487,7 @@ async def test_a_journal_that_fails_leaves_nothing_reserved(gate: Any) -> None:
     gate.journal.failing = True
     with pytest.raises(StorageUnavailableError):
         await gate.engine(owner)
-    assert (owner.taken, gate.registry.ports.leased_count) == ({}, 0)
+    assert (owner.size, gate.registry.ports.leased_count) == (0, 0)
     gate.journal.failing, gate.journal.status = False, "ok"
     await gate.engine(owner)
     gate.journal.failing = True

@@ -113,7 +113,7 @@ async def test_a_claim_that_cannot_be_recorded_leaves_the_spare(gate: Any) -> No
     with pytest.raises(StorageUnavailableError):
         await asking
     assert len(gate.registry.spares.ready) == 3
-    assert owner.taken == {}
+    assert owner.size == 0
     gate.journal.status = "full"
     with pytest.raises(StorageUnavailableError):
         await gate.engine(owner)

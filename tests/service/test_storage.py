@@ -7,12 +7,13 @@ from msgspec.structs import replace
 
 from enginegate.backends.base import Presence
 from enginegate.errors import JournalError, NoRoomError, StorageUnavailableError
-from enginegate.facts import AnyFact
-from enginegate.keys import Keyring, new_master_key
+from enginegate.facts import AnyFact, Provisioned
+from enginegate.keys import Keyring, KeyUnsealError, new_master_key
 from enginegate.model import Engine, PendingKey, SnapshotRecord, Status
 from enginegate.ports import PortMap
-from enginegate.registry import Registry
+from enginegate.registry import Registry, open_keys
 from enginegate.registry.registry import _Writable
+from enginegate.registry.unsealing import AT_ONCE
 from tests.fakes import ManualClock, settle
 from tests.service.gate import MASTER_KEY, Gate
 
@@ -28,7 +29,7 @@ async def test_an_engine_that_finds_no_room_was_never_there(gate: Any) -> None:
     with pytest.raises(StorageUnavailableError, match="disk is full"):
         await gate.engine(owner)
     assert gate.journal.status == "full"
-    assert owner.engines == owner.taken == gate.backend.alive == {}
+    assert owner.engines == owner.promised == gate.backend.alive == {}
     assert gate.registry.ports.leased_count == 0
     gate.journal.status = "ok"
     assert (await gate.engine(owner)).running
@@ -165,9 +166,42 @@ def test_what_holds_a_sealed_key_is_known_to_the_resealing() -> None:
     assert PendingKey.__struct_fields__ == ("sealed_key", "key_hash")
 
 
-async def test_a_key_that_nothing_opens_refuses_the_start(gate: Gate) -> None:
+async def test_a_key_that_nothing_opens_refuses_the_resealing(gate: Gate) -> None:
     """Whole files whose keys do not open are refused in words, as a matter of configuration."""
     await gate.engine(await gate.product())
+    stranger = Keyring([new_master_key(), new_master_key()])
     with pytest.raises(JournalError, match="opens with none of the master keys") as caught:
-        registry(Keyring([new_master_key()])).load([], gate.journal.facts)
+        registry(stranger).load([], gate.journal.facts, sealer=stranger.resealer)
     assert caught.value.exit_code == 78
+
+
+async def test_a_key_that_nothing_opens_is_told_and_costs_no_other_engine(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its file was edited: its admits are refused until the key is rotated, all others go on."""
+    owner = await gate.product()
+    bad = await gate.engine(owner, "bad")
+    others = [await gate.engine(owner, f"user{number}") for number in range(AT_ONCE)]
+    stranger = Keyring([new_master_key()])
+    gate.journal.facts = [
+        (number, replace(fact, sealed_key=stranger.seal(fact.engine_id, "sk-eg-strange")))
+        if isinstance(fact, Provisioned) and fact.user_id == "bad"
+        else (number, fact)
+        for number, fact in gate.journal.facts
+    ]
+
+    again = await gate.crash_and_restart()
+    opening = again.spawn(open_keys(again.registry))
+    await again.clock.advance(1)
+    assert await opening == 1
+    assert f"engine {bad.engine.engine_id} opens with none" in caplog.text
+    after = again.registry.engines
+    assert after[others[-1].engine.engine_id].api_key == others[-1].api_key
+    live = after[bad.engine.engine_id]
+    assert again.warm("bad") is None
+    assert again.warm("user0") is not None
+    with pytest.raises(KeyUnsealError):
+        _ = live.api_key
+    assert await again.lifecycle.rotate_key(live, actor="acme") == live.api_key
+    assert again.warm("bad") is not None
+    await again.close()
