@@ -162,7 +162,8 @@ class Server:
             parts.pool.at_start()
             parts.tiers.plan_all()
             loops = [spawn(work, name) for name, work in parts.loops(journal)]
-            gc.collect()
+            # Without a collection before: it takes 50 ms, of 100,000 engines 0.2 s, to find some
+            # hundred objects among all those that stay.
             gc.freeze()
             gc.enable()
             await self._listen(parts, listener, ready)
