@@ -41,7 +41,7 @@ class PolicyChanged(ProductFact, frozen=True, kw_only=True, tag="product.policy_
 
 
 class PlatformKeyRotated(ProductFact, frozen=True, kw_only=True, tag="product.key_rotated"):
-    """The new key is in force; the old one works until `old_key_until_ms` (0: no longer)."""
+    """The new key is in force; the old one works until `old_key_until_ms` (0: none does)."""
 
     key_hash: str
     old_key_until_ms: int = 0

@@ -42,8 +42,19 @@ class Policy(Struct, gc=False, frozen=True, forbid_unknown_fields=True, omit_def
     idle_sleep_s: float | None = None
 
 
+class OldKey(Struct, gc=False, frozen=True):
+    """A key that rotations with an overlap have replaced; it works until `until_ms`."""
+
+    key_hash: str
+    until_ms: int
+
+
 class Product(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="product"):
-    """A tenant. Only digests of its platform keys are kept."""
+    """A tenant. Only digests of its platform keys are kept.
+
+    `old_key_hash` still works until `old_key_until_ms`, and so do the `older_keys` that
+    rotations soon one after the other have left, newest first.
+    """
 
     product_id: str
     slug: str
@@ -54,6 +65,7 @@ class Product(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="p
     old_key_hash: str | None = None
     old_key_until_ms: int = 0
     deleting: bool = False
+    older_keys: tuple[OldKey, ...] = ()
 
 
 class PendingKey(Struct, gc=False, frozen=True):
@@ -61,13 +73,6 @@ class PendingKey(Struct, gc=False, frozen=True):
 
     sealed_key: str
     key_hash: str
-
-
-class OldKey(Struct, gc=False, frozen=True):
-    """A key that live rotations have replaced; it works until `until_ms`."""
-
-    key_hash: str
-    until_ms: int
 
 
 class Engine(Struct, gc=False, frozen=True, kw_only=True, tag_field="t", tag="engine"):

@@ -4,12 +4,12 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from enginegate.model import Engine, OldKey, Policy
+from enginegate.model import Engine, OldKey, Policy, Product
 
 COUNT_MAX = 2**53 - 1  # the largest whole number that every JSON reader keeps exact
 SECONDS_MAX = 100 * 365 * 86_400  # a century: timers still count that far
 REPOSITORY_MAX = 255  # Docker's own bound
-OLD_KEYS_MAX = 16  # of an engine: a loop of rotations must not make its row and file grow
+OLD_KEYS_MAX = 16  # of one row: a loop of rotations must not make it and the key file grow
 
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@|:+=~-]{0,127}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -92,12 +92,12 @@ def _policy_faults(policy: Policy) -> Iterator[str]:
         yield f"idle_sleep_s must be a number from 0 to {SECONDS_MAX} (0: never sleep)"
 
 
-def old_keys(engine: Engine, now_ms: int) -> tuple[OldKey, ...]:
+def old_keys(row: Engine | Product, now_ms: int) -> tuple[OldKey, ...]:
     """Return the replaced keys that work all the same at `now_ms` (Unix), newest first."""
-    if engine.old_key_hash is None:
+    if row.old_key_hash is None:
         return ()
-    latest = OldKey(engine.old_key_hash, engine.old_key_until_ms)
-    return tuple(old for old in (latest, *engine.older_keys) if old.until_ms > now_ms)
+    latest = OldKey(row.old_key_hash, row.old_key_until_ms)
+    return tuple(old for old in (latest, *row.older_keys) if old.until_ms > now_ms)
 
 
 def valid_key_hashes(engine: Engine, now_ms: int) -> list[str]:

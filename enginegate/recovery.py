@@ -86,6 +86,7 @@ class Recovery:
                     self._down_asleep.add(live.engine.engine_id)  # as it was left, for all we know
                 await self._meet(live, one)
         self._unadopted = seen is None
+        self.products.go_on_with_deletions()
         self.health.plan_all()
         self.overlaps.plan_all()
         if self.ground.registry.engines:

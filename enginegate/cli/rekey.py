@@ -22,6 +22,11 @@ HOW: Final = (
     f" in a file that {VARIABLE}_FILE names, and `rekey` makes the new one."
 )
 
+TWICE: Final = (
+    "the same master key is given twice, so nothing would change: give the new one first, then"
+    " the one in use; `enginegate init` into an empty directory makes one."
+)
+
 
 def rekey(
     *,
@@ -76,6 +81,8 @@ class _Ring:
         if self.file is None and len(self.keys) == 1 and not purge:
             raise Failure(HOW, Failure.USAGE)
         names = [_name(key) for key in self.keys]
+        if len(set(names)) < len(names):
+            raise Failure(TWICE, Failure.USAGE)
         Journal.open(
             directory, key_id=names[0], older_key_ids=names[1:], forsake_generations=purge
         ).close()

@@ -296,7 +296,8 @@ def check_key(header: FileHeader, key_ids: Collection[str] | None, path: Path) -
             f"wrong master key: written with key {header.key_id},"
             f" given is {' and '.join(sorted(key_ids))}",
             path=str(path),
-            hint="Start with the key that this data directory was made with.",
+            hint="Start with the key that it was written with; after a `rekey` that was cut off,"
+            " with both.",
             exit_code=EX_CONFIG,
         )
 

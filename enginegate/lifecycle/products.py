@@ -74,7 +74,10 @@ class Products:
         return policy
 
     async def rotate_key(self, product_id: str, *, overlap_s: float) -> str:
-        """Return a new platform key; the old one works for `overlap_s` more seconds."""
+        """Return a new platform key; the old one works for `overlap_s` more seconds.
+
+        So do those that rotations before have left; one without an overlap ends them all.
+        """
         self.operations.refuse_if_closed()
         self._alive(product_id)
         key, at_ms = new_platform_key(), self.clock.wall_ms()

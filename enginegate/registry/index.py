@@ -9,6 +9,7 @@ from enginegate import facts as f
 from enginegate.clock import Clock
 from enginegate.metrics import Tally
 from enginegate.model import Counters, Engine, Policy, Product, SnapshotRecord, Spare
+from enginegate.policy import OLD_KEYS_MAX, old_keys
 from enginegate.ports import PortMap
 from enginegate.registry.fleet import LiveEngine, LiveProduct, Opener
 from enginegate.registry.spares import Spares
@@ -48,10 +49,11 @@ class Index:
         product = self.by_key.get(digest)
         if product is not None:
             return product
-        old = self._old_keys.get(digest)
-        if old is None or old.product.old_key_until_ms <= self._clock.wall_ms():
+        replaced = self._old_keys.get(digest)
+        if replaced is None:
             return None
-        return old
+        works = old_keys(replaced.product, self._clock.wall_ms())
+        return replaced if any(old.key_hash == digest.hex() for old in works) else None
 
     async def walk(self) -> AsyncIterator[LiveEngine]:
         """Yield the fleet in short turns of the loop; engines may change or go meanwhile."""
@@ -209,8 +211,7 @@ class Index:
         self.by_slug[product.slug] = live
         if not product.deleting:
             self.by_key[bytes.fromhex(product.key_hash)] = live
-            if product.old_key_hash:
-                self._old_keys[bytes.fromhex(product.old_key_hash)] = live
+            self._keep_old_keys(live)
 
     def _change_policy(self, live: LiveProduct, policy: Policy) -> None:
         idle_changed = policy.idle_sleep_s != live.product.policy.idle_sleep_s
@@ -221,21 +222,26 @@ class Index:
                 self._set_lease(engine)
 
     def _change_key(self, live: LiveProduct, fact: f.PlatformKeyRotated) -> None:
+        """Put a new key in force; one without an overlap ends all the old ones."""
         self._forget_keys(live)
-        old = live.product.key_hash if fact.old_key_until_ms else None
+        before, overlaps = live.product, bool(fact.old_key_until_ms)
         live.set(
             replace(
-                live.product,
+                before,
                 key_hash=fact.key_hash,
-                old_key_hash=old,
+                old_key_hash=before.key_hash if overlaps else None,
                 old_key_until_ms=fact.old_key_until_ms,
+                older_keys=old_keys(before, fact.at_ms)[: OLD_KEYS_MAX - 1] if overlaps else (),
             )
         )
         self.by_key[bytes.fromhex(fact.key_hash)] = live
-        if old:
-            self._old_keys[bytes.fromhex(old)] = live
+        self._keep_old_keys(live)
+
+    def _keep_old_keys(self, live: LiveProduct) -> None:
+        for old in old_keys(live.product, 0):
+            self._old_keys[bytes.fromhex(old.key_hash)] = live
 
     def _forget_keys(self, live: LiveProduct) -> None:
         self.by_key.pop(bytes.fromhex(live.product.key_hash), None)
-        if live.product.old_key_hash:
-            self._old_keys.pop(bytes.fromhex(live.product.old_key_hash), None)
+        for old in old_keys(live.product, 0):
+            self._old_keys.pop(bytes.fromhex(old.key_hash), None)

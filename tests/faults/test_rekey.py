@@ -190,6 +190,15 @@ def test_a_wrong_key_is_refused_at_once_in_one_clear_line(place: Place) -> None:
         assert worked_s < REFUSED_WITHIN_S
 
 
+def test_the_same_key_twice_is_no_new_key(place: Place) -> None:
+    """Whoever has pasted the wrong line is told so, and not that all is sealed anew."""
+    [old] = place.ring()
+    twice = place.cli(ENGINEGATE_MASTER_KEY=f"{old},{old}")
+    said = twice.run("rekey", "--data-dir", str(place.data), exits=2)
+    assert "the same master key is given twice" in said.stderr
+    readable(place, [old])
+
+
 def spent_s() -> float:
     """Return the processor time of all commands so far: what a busy machine does not change."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -567,6 +567,62 @@ async def test_a_rotated_platform_key_overlaps_for_as_long_as_asked(gate: Any, c
     assert gate.product_by_key(third) is owner
 
 
+async def test_every_replaced_platform_key_has_its_whole_overlap(
+    make_gate: Any, clock: Any
+) -> None:
+    """Whoever repeats a rotation whose answer was lost does not cut off the key in use."""
+    gate = await make_gate(Config())
+    owner = await gate.product()
+    product_id = owner.product.product_id
+    keys = [gate.key]
+    for overlap_s in (60, 600, 30):
+        key = await gate.products.rotate_key(product_id, overlap_s=overlap_s)
+        keys.append(key.encode())
+
+    def working(where: Any) -> list[bool]:
+        return [where.product_by_key(key) is not None for key in keys]
+
+    assert working(gate) == [True] * 4
+    again = await gate.crash_and_restart()
+    assert working(again) == [True] * 4
+    await clock.advance(31)
+    assert working(again) == [True, True, False, True]
+    await clock.advance(30)
+    assert working(again) == [False, True, False, True]
+    keys.append((await again.products.rotate_key(product_id, overlap_s=0)).encode())
+    assert working(again) == [False] * 4 + [True]
+    await again.close()
+
+
+async def test_replaced_platform_keys_are_only_so_many(gate: Any) -> None:
+    """A loop of rotations makes no row grow without end; the latest are the ones that work."""
+    owner = await gate.product()
+    keys = [gate.key]
+    for _ in range(OLD_KEYS_MAX + 4):
+        key = await gate.products.rotate_key(owner.product.product_id, overlap_s=600)
+        keys.append(key.encode())
+    working = [gate.product_by_key(key) is owner for key in keys]
+    assert working == [False] * 4 + [True] * (OLD_KEYS_MAX + 1)
+
+
+async def test_a_deletion_that_a_crash_cut_in_half_goes_on_before_anybody_is_answered(
+    gate: Any,
+) -> None:
+    """Not with the first comparison, half a minute later, as if it had been forgotten."""
+    owner = await gate.product()
+    await gate.engine(owner)
+    hang = gate.backend.hang("destroy")
+    gate.spawn(gate.products.delete(owner.product.product_id))
+    await settle()
+    assert owner.product.deleting
+    again = await gate.crash_and_restart()
+    hang.release()
+    await settle()
+    assert again.registry.products == {}
+    assert again.backend.world.engines == {}
+    await again.close()
+
+
 async def test_deleting_a_product_takes_its_engines_along(gate: Any) -> None:
     """Its key stops at once, both callers get the count, the slug is free again."""
     owner = await gate.product()
