@@ -89,7 +89,7 @@ class Budget:
         heapq.heappush(self._waiting, (priority, next(self._arrivals), turn))
         try:
             await self._come(turn, asked_at, patience_s, until)
-        except BaseException:
+        except BaseException:  # cleaned up, and raised again
             if not turn.cancel():  # our turn came in the same moment: pass it on
                 self._give_back(priority)
             raise
