@@ -99,27 +99,19 @@ class Admission:
         self.denials = Denials(registry, clock)
 
     def warm(
-        self,
-        key: bytes,
-        user_id: str,
-        body: bytes,
-        product: LiveProduct | None = None,
-        *,
-        hashed: bytes | None = None,
+        self, key: bytes, user_id: str, body: bytes, hashed: bytes | None = None
     ) -> bytes | None:
         """Return the answer to an admit of a running engine, None to take the long road.
 
-        `product` is the key's, where the caller has looked it up already, and `hashed` its
-        digest, where the caller knows it.
+        `hashed` is the key's digest, where the caller knows it.
         None counts nothing and changes nothing. The order of checks is that of the
         long road: key, body, windows, engine; here the engine is looked at first
         only because a call that goes on to the long road must not be counted twice.
         """
         now = self._now()
+        product = self._by_key.get(hashed or sha256(key).digest())
         if product is None:
-            product = self._by_key.get(hashed or sha256(key).digest())
-            if product is None:
-                return None
+            return None
         live = product.engines.get(user_id)
         if live is None or not (self._warm_bodies.get(body) or self._is_warm(body)):
             return None

@@ -47,7 +47,7 @@ class Warm(Protocol):
     """
 
     def __call__(
-        self, key: bytes, user_id: str, body: bytes, *, hashed: bytes | None = None
+        self, key: bytes, user_id: str, body: bytes, hashed: bytes | None = None
     ) -> bytes | None: ...
 
 
@@ -159,7 +159,7 @@ class Lane(Connection):
         """Answer what was asked before in the same bytes, if it can be answered now."""
         if self.doors.draining or self.flow.write_paused or self._waiting is not self._idle:
             return False
-        answer = self._warm(key, user, body, hashed=hashed)
+        answer = self._warm(key, user, body, hashed)
         if answer is None:
             return False
         self._messages += 1

@@ -9,20 +9,38 @@ from enginegate.api.app import make_routes
 from tests.api.rig import Gate, Wire
 
 
-async def test_a_body_that_says_it_is_too_long_is_not_asked_for(gate: Gate) -> None:
-    """A client that waits for `100 Continue` is told 413 instead."""
-    await gate.engine()
-    headers = {"X-Platform-Key": gate.key, "Content-Length": "99999999999"}
-    call = Wire(gate.app, "POST", "/engines/ann/admit", headers, b"")
-    asked = 0
+async def asked(gate: Gate, *, key: str, length: str = "2") -> tuple[int, int]:
+    """Return an admit's status, and how often its body was asked for."""
+    headers = {"X-Platform-Key": key, "Content-Length": length}
+    call = Wire(gate.app, "POST", "/engines/ann/admit", headers, b"{}")
+    times = 0
 
     async def receive() -> Any:
-        nonlocal asked
-        asked += 1
+        nonlocal times
+        times += 1
         return await call.receive()
 
     await gate.app(call.scope, receive, call.send)
-    assert (call.sent.get_nowait()["status"], asked) == (413, 0)
+    return call.sent.get_nowait()["status"], times
+
+
+async def test_a_body_that_says_it_is_too_long_is_not_asked_for(gate: Gate) -> None:
+    """A client that waits for `100 Continue` is told 413 instead."""
+    await gate.engine()
+    assert await asked(gate, key=gate.key, length="99999999999") == (413, 0)
+
+
+async def test_what_is_remembered_of_a_path_holds_for_the_same_headers_alone(gate: Gate) -> None:
+    """The next caller of a path is read anew, and a key that is gone opens nothing."""
+    await gate.engine()
+    product_id = gate.registry.by_slug["demo"].product.product_id
+    for _ in range(2):
+        assert await asked(gate, key=gate.key) == (200, 1)
+        assert await asked(gate, key="x") == (401, 0)
+        assert await asked(gate, key=gate.key, length="99999999999") == (413, 0)
+    assert await asked(gate, key=gate.key) == (200, 1)
+    await gate.admin("POST", f"/products/{product_id}/rotate-platform-key")
+    assert await asked(gate, key=gate.key) == (401, 0)
 
 
 async def test_a_key_that_goes_while_the_body_comes_opens_nothing(gate: Gate) -> None:

@@ -197,9 +197,9 @@ class Pair:
         self.config = config
 
     def _warm(
-        self, key: bytes, user_id: str, body: bytes, *, hashed: bytes | None = None
+        self, key: bytes, user_id: str, body: bytes, hashed: bytes | None = None
     ) -> bytes | None:
-        answer = self.gate.services.admission.warm(key, user_id, body, hashed=hashed)
+        answer = self.gate.services.admission.warm(key, user_id, body, hashed)
         self.warm += answer is not None
         return answer
 
