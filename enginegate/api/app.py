@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enginegate.api import prepared, problems
 from enginegate.api.auth import Doorkeeper
+from enginegate.api.body import says_too_long
 from enginegate.api.call import Endpoint
 from enginegate.api.routes import TABLE
 from enginegate.api.services import Services
@@ -30,8 +31,8 @@ KEY, LENGTH = b"x-platform-key", b"content-length"
 NOT_FOUND = 404
 READY_MAX = 1024
 """Paths, keys and answers that are remembered: those that come again and again."""
-REPEAT_BYTES_MAX = 1024
-"""A path and its headers are remembered up to this, in bytes."""
+REPEAT_BYTES_MAX, REPEAT_HEADERS_MAX = 1024, 32
+"""Path and headers up to this are remembered: some 5 kB as objects."""
 Repeat = tuple[list[tuple[bytes, bytes]], bytes, bytes, str]
 """What a path meant with these headers: the platform key, its digest, the user."""
 
@@ -107,13 +108,13 @@ class Gate:
         self._body_max = services.config.server.max_body_bytes
         self._ready: dict[bytes, tuple[Message, Message]] = {}
         self._digests: dict[bytes, bytes] = {}
-        self._repeats: dict[str, Repeat] = {}
+        self.repeats: dict[bytes, Repeat] = {}
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("method") != "POST":
             await self._routes(scope, receive, send)
             return
-        repeat = self._repeats.get(scope["path"])
+        repeat = self.repeats.get(scope.get("raw_path", b""))
         if repeat is None or repeat[0] != scope["headers"]:
             repeat = self._read(scope)
         # Who is not let in, or says too much, is refused without being asked for the body.
@@ -144,24 +145,34 @@ class Gate:
     def _read(self, scope: Scope) -> Repeat | None:
         """Return who asks for what, None where it is not an admit that may be warm."""
         path: str = scope["path"]
-        if not (path.endswith(SUFFIX) and path.startswith(PREFIX)):
+        if not (path.endswith(SUFFIX) and path.startswith(PREFIX)) or _hides_slash(scope):
             return None
-        headers, key, length, size = scope["headers"], None, None, len(path)
-        for name, value in headers:
-            size += len(name) + len(value)
+        key = length = None
+        for name, value in scope["headers"]:
             if name == KEY:
                 key = value if key is None else key
             elif name == LENGTH:
                 length = value if length is None else length
-        if key is None or (length is not None and self._too_long(length)):
+        if key is None or (length is not None and says_too_long(length, self._body_max)):
             return None
         hashed = self._digests.get(key) or self._digest(key)
-        repeat = headers, key, hashed, path[BEGIN:END]
-        if size <= REPEAT_BYTES_MAX and hashed in self._by_key:
-            if len(self._repeats) >= READY_MAX:
-                self._repeats.clear()
-            self._repeats[path] = repeat
+        # A copy: uvicorn's own class appends the trailers of a body to its list of headers.
+        repeat = [*scope["headers"]], key, hashed, path[BEGIN:END]
+        if hashed in self._by_key:
+            self._remember(scope, repeat)
         return repeat
+
+    def _remember(self, scope: Scope, repeat: Repeat) -> None:
+        raw_path, headers = scope.get("raw_path"), repeat[0]
+        if raw_path is None or len(headers) > REPEAT_HEADERS_MAX:
+            return
+        size = len(raw_path)
+        for name, value in headers:
+            size += len(name) + len(value)
+        if size <= REPEAT_BYTES_MAX:
+            if len(self.repeats) >= READY_MAX:
+                self.repeats.clear()
+            self.repeats[raw_path] = repeat
 
     def _digest(self, key: bytes) -> bytes:
         """Return a key's digest, and keep those of the keys that open something."""
@@ -171,10 +182,6 @@ class Gate:
                 self._digests.clear()
             self._digests[key] = hashed
         return hashed
-
-    def _too_long(self, length: bytes) -> bool:
-        """Return whether a body says that it is too long."""
-        return length.isdigit() and int(length.lstrip(b"0") or b"0") > self._body_max
 
     def _made_ready(self, answer: bytes) -> tuple[Message, Message]:
         """Return the messages that an answer is to a server, and keep those of the last few."""
@@ -189,11 +196,16 @@ def _with_slashes_kept(scope: Scope) -> Scope:
 
     Decoded, it would divide the path; it belongs to a name, which is then refused for it.
     """
-    raw: bytes = scope.get("raw_path") or b""
-    if b"%2f" not in raw.lower():
+    if not _hides_slash(scope):
         return scope
+    raw: bytes = scope["raw_path"]
     parts = (unquote(part.decode("latin-1")).replace("/", "%2F") for part in raw.split(b"/"))
     return {**scope, "path": "/".join(parts)}
+
+
+def _hides_slash(scope: Scope) -> bool:
+    raw: bytes = scope.get("raw_path") or b""
+    return b"%2f" in raw.lower()
 
 
 async def _whole(first: Message, receive: Receive, *, limit: int) -> Message:

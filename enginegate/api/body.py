@@ -25,8 +25,7 @@ async def read(receive: Receive, headers: dict[bytes, bytes], *, limit: int) -> 
         PayloadTooLargeError: it is, or says it is, longer than `limit` bytes.
         ClientDisconnect: the client left.
     """
-    length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length.lstrip(b"0") or b"0") > limit:
+    if says_too_long(headers.get(b"content-length", b""), limit):
         raise _too_large(limit)
     body: bytes = b""
     while True:
@@ -38,6 +37,14 @@ async def read(receive: Receive, headers: dict[bytes, bytes], *, limit: int) -> 
             raise _too_large(limit)
         if not message.get("more_body", False):
             return body
+
+
+def says_too_long(length: bytes, limit: int) -> bool:
+    """Return whether a `Content-Length` is over the limit, however many digits it has."""
+    digits = length.lstrip(b"0")
+    if not digits.isdigit():
+        return False
+    return len(digits) > len(str(limit)) or int(digits) > limit
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:

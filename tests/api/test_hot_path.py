@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from enginegate.api.app import make_routes
+from enginegate.api.app import READY_MAX, REPEAT_BYTES_MAX, make_routes
+from enginegate.api.app import Gate as AnyGate
 from tests.api.rig import Gate, Wire
 
 
@@ -41,6 +42,57 @@ async def test_what_is_remembered_of_a_path_holds_for_the_same_headers_alone(gat
     assert await asked(gate, key=gate.key) == (200, 1)
     await gate.admin("POST", f"/products/{product_id}/rotate-platform-key")
     assert await asked(gate, key=gate.key) == (401, 0)
+
+
+async def test_a_server_may_use_its_list_of_headers_again(gate: Gate) -> None:
+    """What is remembered is what the headers said then."""
+    await gate.engine()
+    call = Wire(gate.app, "POST", "/engines/ann/admit", {"X-Platform-Key": gate.key}, b"", b"")
+    await gate.app(call.scope, call.receive, call.send)
+    assert call.sent.get_nowait()["status"] == 200
+    again = Wire(gate.app, "POST", "/engines/ann/admit", {}, b"")
+    again.scope["headers"] = call.scope["headers"]
+    again.scope["headers"][:] = [(b"x-platform-key", b"wrong")]
+    await gate.app(again.scope, again.receive, again.send)
+    assert again.sent.get_nowait()["status"] == 401
+
+
+async def ask(app: AnyGate, path: str, **headers: str) -> None:
+    call = Wire(app.serve, "POST", path, headers, b"")
+    await app.serve(call.scope, call.receive, call.send)
+
+
+async def test_what_is_remembered_is_bounded(gate: Gate) -> None:
+    """So many paths and so much of each; strangers leave nothing behind."""
+    app = AnyGate(gate.services, make_routes(gate.services))
+    key = {"X-Platform-Key": gate.key}
+    await ask(app, "/engines/ann/admit", **{"X-Platform-Key": "wrong"})
+    await ask(app, "/engines/ann/admit", **key, X="x" * REPEAT_BYTES_MAX)
+    await ask(app, "/engines/ann/admit", **key, **{f"X-{n}": "" for n in range(100)})
+    await ask(app, f"/engines/{'a' * REPEAT_BYTES_MAX}/admit", **key)
+    assert not app.repeats
+    for number in range(READY_MAX + 10):
+        await ask(app, f"/engines/u{number}/admit", **key)
+    assert 0 < len(app.repeats) <= READY_MAX
+
+
+async def test_an_escaped_slash_is_no_slash_here_either(gate: Gate) -> None:
+    """`%2F` belongs to a name, whoever was admitted at the same path before."""
+    await gate.engine()
+    await gate.admit()
+    for raw_path in (b"/engines/ann%2Fadmit", b"/engines%2fann/admit"):
+        call = Wire(gate.app, "POST", "/engines/ann/admit", {"X-Platform-Key": gate.key}, b"")
+        call.scope["raw_path"] = raw_path
+        await gate.app(call.scope, call.receive, call.send)
+        assert call.sent.get_nowait()["status"] in {404, 405}
+
+
+async def test_a_length_of_any_number_of_digits_is_read(gate: Gate) -> None:
+    """Python refuses to make a number of more than 4,300."""
+    await gate.engine()
+    assert await asked(gate, key=gate.key, length="0" * 5000 + "2") == (200, 1)
+    assert await asked(gate, key="x", length="9" * 5000) == (401, 0)
+    assert await asked(gate, key=gate.key, length="9" * 5000) == (413, 0)
 
 
 async def test_a_key_that_goes_while_the_body_comes_opens_nothing(gate: Gate) -> None:
