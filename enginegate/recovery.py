@@ -46,6 +46,8 @@ _STEADY: Final[Mapping[Status, Presence]] = {
     Status.STOPPED: Presence.STOPPED,
 }
 
+_RESTING: Final = (Status.SLEEPING, Status.STOPPED, Status.FAILED)
+
 # Events of these kinds are news only where the row says otherwise; most tell of our own verbs.
 _SURPRISING: Final[Mapping[str, Collection[Status]]] = {
     "exited": (Status.SLEEPING,),
@@ -251,6 +253,7 @@ class Recovery:
         if unwritable or self.lifecycle.operations.closed:
             return
         try:
+            await self._settle_late_rotation(live, seen)
             await self._settle_one(live, seen)
         except (GateError, BackendError) as error:
             log.warning("engine %s not settled yet: %s", live.engine.engine_id, error)
@@ -315,6 +318,12 @@ class Recovery:
             self._bring(live, self.ground.backend.unpause, "unpaused")
         elif self._has_another_key(live, seen):
             self._bring(live, lambda _: self._with_its_key(live), "given its key again")
+
+    async def _settle_late_rotation(self, live: LiveEngine, seen: Observation) -> None:
+        """Finish a rotation whose end could not be written while the engine ran."""
+        row = live.engine
+        if row.status in _RESTING and row.pending_key is not None and not row.stopping:
+            await self._settle_rotation(live, seen)
 
     def _has_another_key(self, live: LiveEngine, seen: Observation) -> bool:
         """Return whether a rotation that failed left it with the key that is not in force."""

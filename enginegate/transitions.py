@@ -48,6 +48,7 @@ _STOPPABLE: dict[Status | None, Status | None] = {
     SLEEPING: SLEEPING,
     FAILED: FAILED,
 }
+_MADE: dict[Status | None, Status | None] = {**_STOPPABLE, STOPPED: STOPPED}
 _STARTABLE: dict[Status | None, Status | None] = {
     PROVISIONING: PROVISIONING,
     SLEEPING: SLEEPING,
@@ -83,8 +84,8 @@ TABLE: dict[type[f.EngineFact], dict[Status | None, Status | None]] = {
     f.VersionChanged: {**_RESTING},
     f.PortMoved: {**_STARTABLE},
     f.KeyRotationBegun: {RUNNING: RUNNING},
-    f.KeyRotated: {RUNNING: RUNNING, FAILED: FAILED},
-    f.KeyRotationFailed: {RUNNING: RUNNING, FAILED: FAILED},
+    f.KeyRotated: {**_MADE},
+    f.KeyRotationFailed: {**_MADE},
     f.DestroyBegun: {
         PROVISIONING: DESTROYING,
         RUNNING: DESTROYING,

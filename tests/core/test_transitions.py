@@ -35,8 +35,8 @@ RestartsGivenUp     .             .             .           .           .       
 VersionChanged      .             .             .           .           stopped     failed      .
 PortMoved           .             provisioning  running     sleeping    stopped     failed      .
 KeyRotationBegun    .             .             running     .           .           .           .
-KeyRotated          .             .             running     .           .           failed      .
-KeyRotationFailed   .             .             running     .           .           failed      .
+KeyRotated          .             .             running     sleeping    stopped     failed      .
+KeyRotationFailed   .             .             running     sleeping    stopped     failed      .
 DestroyBegun        .             destroying    destroying  destroying  destroying  destroying  .
 Destroyed           .             .             .           .           .           .           -
 """  # noqa: E501 - a table is read across

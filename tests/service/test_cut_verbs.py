@@ -9,6 +9,8 @@ import pytest
 from enginegate.backends.base import Presence
 from enginegate.config import Config, EngineSettings, Restart
 from enginegate.errors import BackendFailedError, BackendUnavailableError
+from enginegate.facts import KeyRotationBegun
+from enginegate.keys import digest_hex, new_engine_key
 from tests.fakes import settle
 from tests.service.gate import Gate
 
@@ -25,6 +27,8 @@ async def put(gate: Any, live: Any, state: str) -> None:
     """Bring a running engine into the state."""
     if state == "sleeping":
         await gate.lifecycle.sleep(live, actor="acme")
+    elif state == "stopped":
+        await gate.lifecycle.stop(live, actor="acme")
     elif state == "failed":
         gate.backend.crash(live.engine.engine_id)
         await settle()
@@ -145,3 +149,36 @@ async def test_a_rotation_by_restart_that_was_cut_needs_no_restart(
     assert fake.key_file[0] == row.engine.key_hash
     assert again.warm() is not None
     await again.close()
+
+
+@pytest.mark.parametrize("state", ["sleeping", "stopped", "failed"])
+@pytest.mark.parametrize("mode", ["recreate", "live"])
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_a_rotation_is_finished_wherever_the_engine_is_by_then(
+    make_gate: Any, state: str, mode: str, swapped: bool
+) -> None:
+    """Its end could not be written, and the engine ran no more when the next look came."""
+    config = msgspec.structs.replace(NO_RESTARTS, engine=EngineSettings(rotate_mode=mode))
+    gate = await make_gate(config)
+    live = await gate.engine(await gate.product())
+    fake = gate.backend.engine(live.engine.engine_id)
+    before, key = live.engine.key_hash, new_engine_key()
+    sealed = gate.ground.keyring.seal(live.engine.engine_id, key)
+    ids = gate.ground.ids(live)
+    begun = KeyRotationBegun(**ids, at_ms=1, sealed_key=sealed, key_hash=digest_hex(key))
+    await gate.registry.commit(begun)
+    if swapped:
+        fake.key_file = (digest_hex(key), before)
+        fake.spec = msgspec.structs.replace(fake.spec, key_hashes=(digest_hex(key), before))
+    await put(gate, live, state)
+    await gate.recovery.compare()
+    await settle()
+    took = swapped and mode == "recreate" and state == "sleeping"
+    expected = digest_hex(key) if took else before
+    assert (live.engine.status, live.engine.pending_key) == (state, None)
+    assert live.engine.key_hash == expected
+    await gate.lifecycle.start(live, version=None, actor="acme")
+    await gate.recovery.compare()
+    await settle()
+    assert live.running
+    assert gate.backend.engine(live.engine.engine_id).key_file[0] == expected
