@@ -66,7 +66,7 @@ class HealthLoop:
         """
         await self.ask_backend()
         registry = self.ground.registry
-        awake = [live async for live in registry.walk() if live.in_service]
+        awake = [live async for live in registry.walk(running=True) if live.in_service]
         async with asyncio.TaskGroup() as group:
             probes = [
                 group.create_task(self._probe(live))

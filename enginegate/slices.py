@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SLICE = 200  # items a turn: well under a millisecond of the loops that use this
+SLICE = 50  # items a turn: 0.2 ms, on a slow machine, of the loops that use this
 
 
 async def sliced(items: Iterable[T], *, size: int = SLICE) -> AsyncIterator[T]:

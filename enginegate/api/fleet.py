@@ -20,6 +20,7 @@ from enginegate.registry import LiveProduct
 from enginegate.registry.trail import Query
 from enginegate.slices import sliced
 
+AT_ONCE = 25  # entries, some 0.1 ms
 TEXT_WANTS = "Prometheus text is for the admin key or the metrics key."
 
 
@@ -42,8 +43,8 @@ async def status(call: Call) -> fleet_wire.Snapshot:
 async def _snapshot(call: Call, products: list[LiveProduct]) -> fleet_wire.Snapshot:
     failing = 0
     async for product in sliced(products):  # many small ones are a long turn, too
-        async for live in product.roster.walk():
-            failing += live.running and live.failing
+        async for live in product.roster.walk(running=True):
+            failing += live.failing
     return fleet_wire.snapshot(call.services.registry.counts(products), failing=failing)
 
 
@@ -95,7 +96,7 @@ async def audit(call: Call) -> fleet_wire.AuditPage:
         )
     )
     return fleet_wire.AuditPage(
-        entries=[fleet_wire.audit_entry(entry) for entry in found],
+        entries=[fleet_wire.audit_entry(entry) async for entry in sliced(found, size=AT_ONCE)],
         next_cursor=None if before is None else f"{before:x}",
     )
 

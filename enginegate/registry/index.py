@@ -55,11 +55,14 @@ class Index:
         works = old_keys(replaced.product, self._clock.wall_ms())
         return replaced if any(old.key_hash == digest.hex() for old in works) else None
 
-    async def walk(self) -> AsyncIterator[LiveEngine]:
-        """Yield the fleet in short turns of the loop; engines may change or go meanwhile."""
+    async def walk(self, *, running: bool = False) -> AsyncIterator[LiveEngine]:
+        """Yield the fleet, or who of it runs, in short turns of the loop.
+
+        Engines may change or go meanwhile.
+        """
         met = 0
         for product in [*self.products.values()]:
-            async for live in product.roster.walk():
+            async for live in product.roster.walk(running=running):
                 yield live
                 met += 1
             met += 1  # many products with few engines are a long turn, too
@@ -136,7 +139,7 @@ class Index:
             return
         before, live.engine, live.answer = live.engine, after, None
         if after.status is not before.status:
-            live.owner.roster.moved(before.status, after.status)
+            live.owner.roster.moved(live, before.status)
         if after.port != before.port:
             self.ports.release(before.port)
             live.url = self.url_of(after)

@@ -20,44 +20,65 @@ def _place(live: "LiveEngine") -> tuple[int, str]:
     return live.engine.created_at_ms, live.engine.engine_id
 
 
-class Roster:
-    """Told of every change by the index; never changed by anybody else."""
+def _insert(engines: "list[LiveEngine]", live: "LiveEngine") -> None:
+    if not engines or live.engine.created_at_ms > engines[-1].engine.created_at_ms:
+        engines.append(live)  # as good as always: the newest, or a snapshot in order
+    else:
+        insort(engines, live, key=_place)
 
-    __slots__ = ("counts", "engines")
+
+def _remove(engines: "list[LiveEngine]", live: "LiveEngine") -> None:
+    place = bisect_left(engines, _place(live), key=_place)
+    assert engines[place] is live
+    del engines[place]
+
+
+class Roster:
+    """Told of every change by the index; never changed by anybody else.
+
+    `running` are those of `engines` that run: a sweep is for them, and the rest may be many.
+    """
+
+    __slots__ = ("counts", "engines", "running")
 
     def __init__(self) -> None:
         self.engines: list[LiveEngine] = []
+        self.running: list[LiveEngine] = []
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
 
     def add(self, live: "LiveEngine") -> None:
-        if not self.engines or live.engine.created_at_ms > self.engines[-1].engine.created_at_ms:
-            self.engines.append(live)  # as good as always: the newest, or a snapshot in order
-        else:
-            insort(self.engines, live, key=_place)
+        _insert(self.engines, live)
         self.counts[live.engine.status] += 1
+        if live.running:
+            _insert(self.running, live)
 
-    def moved(self, before: Status, after: Status) -> None:
+    def moved(self, live: "LiveEngine", before: Status) -> None:
+        """Take it that an engine is in another state than `before`."""
         self.counts[before] -= 1
-        self.counts[after] += 1
+        self.counts[live.engine.status] += 1
+        if before is Status.RUNNING:
+            _remove(self.running, live)
+        elif live.running:
+            _insert(self.running, live)
 
     def remove(self, live: "LiveEngine") -> None:
-        place = bisect_left(self.engines, _place(live), key=_place)
-        assert self.engines[place] is live
-        del self.engines[place]
+        _remove(self.engines, live)
         self.counts[live.engine.status] -= 1
+        if live.running:
+            _remove(self.running, live)
 
-    async def walk(self) -> "AsyncIterator[LiveEngine]":
+    async def walk(self, *, running: bool = False) -> "AsyncIterator[LiveEngine]":
         """Yield the engines, oldest first, in short turns; who comes or goes moves nobody else.
 
         Never copies them all: to touch each of 100,000 takes milliseconds by itself.
         """
-        at = 0
-        while part := self.engines[at : at + SLICE]:
+        engines, at = self.running if running else self.engines, 0
+        while part := engines[at : at + SLICE]:
             for live in part:
                 yield live
             if len(part) == SLICE:
                 await asyncio.sleep(0)
-            at = bisect_right(self.engines, _place(part[-1]), key=_place)
+            at = bisect_right(engines, _place(part[-1]), key=_place)
 
     async def page(
         self, status: Status | None, *, offset: int, limit: int

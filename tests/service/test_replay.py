@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from enginegate.config import Config, Ports
 from enginegate.errors import GateError, JournalError
 from enginegate.facts import Booted, Noted
-from enginegate.model import Policy, SnapshotRecord
+from enginegate.model import Policy, SnapshotRecord, Status
 from tests.fakes import ManualClock, settle
 from tests.service.gate import Gate
 
@@ -75,9 +75,11 @@ def counted(gate: Gate) -> list[tuple[list[str], dict[str, int]]]:
             key=lambda row: (row.created_at_ms, row.engine_id),
         )
         listed = [live.engine for live in product.roster.engines]
+        running = [live.engine for live in product.roster.running]
         states = [row.status.value for row in rows]
         counts = gate.registry.counts([product])
         assert listed == rows
+        assert running == [row for row in rows if row.status is Status.RUNNING]
         assert counts == {state: states.count(state) for state in counts}
         found.append(([row.engine_id for row in listed], counts))
     return found

@@ -70,3 +70,26 @@ async def test_a_fleet_is_walked_while_engines_come_and_go(make_gate: Any, clock
     assert [live for live in met if live in stayed] == stayed
     assert met[-1].engine.user_id == "newcomer"
     assert len(met) == len({live.engine.engine_id for live in met})
+
+
+async def test_who_runs_is_walked_without_a_look_at_the_rest(make_gate: Any) -> None:
+    """A sweep of a few costs nothing by the many that are stopped; nobody has to wait for it."""
+    gate = await make_gate(Config(ports=Ports(min=9001, max=10_999)))
+    owner = await gate.product()
+    lives = [await gate.engine(owner, f"user{number}") for number in range(2 * SLICE)]
+    for live in lives[1:]:
+        await gate.lifecycle.stop(live, actor="a")
+    await gate.lifecycle.start(lives[-1], version=None, actor="a")
+    turns = 0
+
+    async def admits() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(admits())
+    met = [live async for live in gate.registry.walk(running=True)]
+    others.cancel()
+    assert {live.engine.user_id for live in met} == {"user0", lives[-1].engine.user_id}
+    assert turns <= 1, "between one product and the next, at most"
