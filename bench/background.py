@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 from msgspec import Struct
@@ -26,9 +26,12 @@ MEASURED_S = 6  # a whole sweep
 CONNECTIONS = 32
 NEVER_S = 86_400.0
 
+Beside = Callable[[], AbstractContextManager[None]]
+"""Entered while something is measured."""
 
-class Busy(Struct, frozen=True):
-    """A gate that does all of it, and who looks at it; frozen while others are measured."""
+
+class Gate(Struct, frozen=True):
+    """A gate over a large fleet, and who looks at it; frozen while others are measured."""
 
     target: Target
     pid: int
@@ -45,8 +48,9 @@ def run(context: Context) -> Result:
         everywhere = os.sched_getaffinity(0)
         stack.enter_context(_on(everywhere - {max(everywhere)}))
         quiet, busy, floor = _start(context, stack)
-        os.kill(busy.pid, signal.SIGSTOP)
-        stack.callback(os.kill, busy.pid, signal.SIGCONT)
+        for gate in (quiet, busy):
+            os.kill(gate.pid, signal.SIGSTOP)
+            stack.callback(os.kill, gate.pid, signal.SIGCONT)
         found = _latencies(context, quiet, busy, floor, {max(everywhere)})
     for name, seen in found.items():
         result.figures += [
@@ -89,7 +93,7 @@ def _on(processors: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
+def _start(context: Context, stack: ExitStack) -> tuple[Gate, Gate, Target]:
     running, rows = context.pick(300, 30), context.pick(100_000, 2_000)
     farm = free_ports(running)
     command = [sys.executable, "-m", "bench.http.engine_farm", str(farm), str(running)]
@@ -100,7 +104,7 @@ def _start(context: Context, stack: ExitStack) -> tuple[Target, Busy, Target]:
     quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
     busy = stack.enter_context(large("busy", sweep_every_s=MEASURED_S, snapshot_every_s=2.0))
     floor = stack.enter_context(servers.bare_protocol(folder))
-    return quiet.target, busy, floor
+    return quiet, busy, floor
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def _large(
     rows: int,
     sweep_every_s: float,
     snapshot_every_s: float,
-) -> Iterator[Busy]:
+) -> Iterator[Gate]:
     port, key, admin_key = servers.free_port(), new_platform_key(), new_admin_key()
     home = context.directory / name
     command = [
@@ -124,35 +128,33 @@ def _large(
     ]  # fmt: skip
     with servers.process(command, port=port, directory=context.directory) as pid:
         target = servers.admits(name, port, key, user="user0")
-        yield Busy(target, pid, f"http://127.0.0.1:{port}", admin_key)
+        yield Gate(target, pid, f"http://127.0.0.1:{port}", admin_key)
 
 
 def _latencies(
-    context: Context, quiet: Target, busy: Busy, floor: Target, outside: set[int]
+    context: Context, quiet: Gate, busy: Gate, floor: Target, outside: set[int]
 ) -> dict[str, list[Latency]]:
     """Measure each in turn, from `outside`; a server that is not measured is frozen."""
-    with _on(outside):
-        rates = {
-            one.name: SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
-            for one in (quiet, floor)
-        }
+    with _awake(quiet), _on(outside):
+        ours, floors = (
+            SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
+            for one in (quiet.target, floor)
+        )
     found: dict[str, list[Latency]] = {}
 
-    def load(name: str, target: Target, rate: float, *, beside_busy: bool) -> float:
-        with _awake(busy) if beside_busy else nullcontext(), _on(outside):
+    def load(name: str, target: Target, rate: float, beside: Beside) -> float:
+        with beside(), _on(outside):
             seen = open_load.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
         found.setdefault(name, []).append(seen)
         return seen.p99_ms
 
-    ours, floors = rates[quiet.name], rates[floor.name]
+    at_work = partial(_looked_at, busy)
     interleaved(
         {
-            "quiet": partial(load, "quiet", quiet, ours, beside_busy=False),
-            "busy": partial(load, "busy", busy.target, ours, beside_busy=True),
-            "floor": partial(load, "floor", floor, floors, beside_busy=False),
-            "floor beside busy": partial(
-                load, "floor beside busy", floor, floors, beside_busy=True
-            ),
+            "quiet": partial(load, "quiet", quiet.target, ours, partial(_awake, quiet)),
+            "busy": partial(load, "busy", busy.target, ours, at_work),
+            "floor": partial(load, "floor", floor, floors, nullcontext),
+            "floor beside busy": partial(load, "floor beside busy", floor, floors, at_work),
         },
         rounds=context.pick(7, 1),
         progress=context.progress,
@@ -161,17 +163,24 @@ def _latencies(
 
 
 @contextmanager
-def _awake(busy: Busy) -> Iterator[None]:
-    """Let the busy gate do its work, with everybody who looks at it."""
-    os.kill(busy.pid, signal.SIGCONT)
-    command = [sys.executable, "-m", "bench.http.onlookers", busy.url, busy.admin_key]
-    onlookers = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+def _awake(gate: Gate) -> Iterator[None]:
+    """Let the gate do its work."""
+    os.kill(gate.pid, signal.SIGCONT)
     try:
-        assert onlookers.stdout is not None
-        assert onlookers.stdout.readline(), "whoever looks at the gate saw nothing"
         yield
-        assert onlookers.poll() is None, "whoever looks at the gate gave up"
     finally:
-        onlookers.terminate()
-        onlookers.communicate()
-        os.kill(busy.pid, signal.SIGSTOP)
+        os.kill(gate.pid, signal.SIGSTOP)
+
+
+@contextmanager
+def _looked_at(gate: Gate) -> Iterator[None]:
+    """Let the gate do its work, with everybody who looks at it."""
+    command = [sys.executable, "-m", "bench.http.onlookers", gate.url, gate.admin_key]
+    with _awake(gate), subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as onlookers:
+        try:
+            assert onlookers.stdout is not None
+            assert onlookers.stdout.readline(), "whoever looks at the gate saw nothing"
+            yield
+            assert onlookers.poll() is None, "whoever looks at the gate gave up"
+        finally:
+            onlookers.terminate()

@@ -28,7 +28,6 @@ from enginegate.journal.journal import Journal
 from enginegate.journal.payloads import MAX_FACT_BYTES, encode_fact
 from enginegate.journal.recovery import Position
 from enginegate.model import SnapshotRecord
-from enginegate.threads import background_thread
 
 log = logging.getLogger("enginegate.journal")
 
@@ -42,7 +41,7 @@ CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
 PART_RECORDS = 500  # to list, not to encode
-REST_S = 0.002  # between a snapshot's steps of 0.2 ms: they take a tenth of the time
+REST_S = 0.001  # between the steps of a snapshot, so that they take a small part of the time
 BLOCK_REST_S = 0.004  # between its blocks, which take the system (and its disk) 0.3 ms each
 FEW = 3  # steps that need no rest: the header's, one of records, the end's
 MAX_QUEUED_FACTS = 100_000
@@ -98,7 +97,7 @@ class Committer:
         self._ticked = False
         self._busy = False  # something was written since the last tick
         self._thread = ThreadPoolExecutor(1, "journal")
-        self._snapshot_thread = background_thread("snapshot")
+        self._snapshot_thread = ThreadPoolExecutor(1, "snapshot")
 
     # --- for callers on the loop --------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from msgspec import Struct
@@ -10,7 +11,6 @@ from msgspec import Struct
 from enginegate.audit import Entry, entry
 from enginegate.facts import AnyFact
 from enginegate.slices import sliced
-from enginegate.threads import background_thread
 
 RECENT_MAX = 10_000
 QUEUE_MAX = 1_000  # entries a slow subscriber may lag behind before it is let go
@@ -86,7 +86,7 @@ class Trail:
         self.oldest: Oldest = lambda: 0
         self._complete_from = 0
         # One at a time: readers of old entries wait for each other, not the rest for them.
-        self._thread = background_thread("history")
+        self._thread = ThreadPoolExecutor(1, "history")
         self._subscriptions: set[Subscription] = set()
 
     def add(self, number: int, fact: AnyFact, *, tell: bool = True) -> None:
