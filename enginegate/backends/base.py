@@ -46,7 +46,7 @@ class Observation(Struct, frozen=True, kw_only=True):
     `restarting` is True while the backend is about to start it again by itself.
     `connected` is False where it is cut off from the network it is served on.
     `data_lost` is True where neither the engine nor its data are there, which `detail`
-    names (only `inspect` looks for them).
+    names (a listing need not look for them, and says that it is absent).
     `image` names the content it was made from, where it was made from an image.
     `keyed` is False after a start that leaves the key file to a `put_key`: the engine has
     its key by the variable, and its boot need not wait for the file.

@@ -326,9 +326,12 @@ class ProcessBackend:
             self._ended(life)
         elif life is not None and (stat := stat or life.stat()) is not None:
             presence = Presence.PAUSED if stat.state == proc.STOPPED else Presence.RUNNING
+        lost = not self._files.data(record.engine_id).is_dir()  # one that runs on is none, either
         return Observation(
             engine_id=record.engine_id,
-            presence=presence,
+            presence=Presence.ABSENT if lost else presence,
+            data_lost=lost,
+            detail=f"data directory {record.engine_id}" if lost else "",
             life="" if life is None else life.name,
             key_hash=record.key_hash,
             port=record.port,

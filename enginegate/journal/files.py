@@ -27,10 +27,12 @@ QUARANTINE = "quarantine"
 LOCK = "LOCK"
 TEMPORARY = ".tmp"
 EX_TEMPFAIL, EX_CONFIG = 75, 78
+COPY_HINT = "Put the file itself there, or a copy that `enginegate journal backup` made."
 ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chmod 600`)."
 
 BLOCK_BYTES = 64 * 1024  # the system takes 0.2 ms for as much, and nobody else has the processor
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
+_NOT_WHOLE = frozenset({errno.EINVAL, errno.EIO})  # odd, or the disk does not give it
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _ODD = {
     stat.S_IFIFO: "a pipe, not a regular file",
@@ -119,7 +121,8 @@ def unusable(directory: Path, error: OSError) -> JournalError:
 
 def unreadable(path: Path, error: OSError) -> JournalError:
     """Return what is said of a file that cannot be read; its cause is the error."""
-    hint = ACCESS_HINT if isinstance(error, PermissionError) else ""
+    denied = isinstance(error, PermissionError)
+    hint = ACCESS_HINT if denied else COPY_HINT if error.errno in _NOT_WHOLE else ""
     said = JournalError(f"cannot be read: {error.strerror or error}", path=str(path), hint=hint)
     said.__cause__ = error
     return said

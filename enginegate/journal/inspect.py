@@ -26,6 +26,7 @@ from enginegate.journal.files import (
     unusable,
 )
 from enginegate.journal.journal import Journal
+from enginegate.journal.opening import demand_one_instance
 from enginegate.journal.recovery import (
     Content,
     Position,
@@ -166,7 +167,8 @@ def _look(directory: Path, key_id: str | None, storage: Storage) -> VerifyReport
         for entry in found.snapshots:
             _verify_snapshot(storage, directory, entry, report)
         _verify_segments(storage, directory, found.segments, report)
-        recover(storage, directory, key_ids=None if key_id is None else {key_id})
+        read = recover(storage, directory, key_ids=None if key_id is None else {key_id})
+        demand_one_instance(storage, directory, read.instance)
     except JournalError as error:
         report.refuse(Fault.of(error), error.hint)
     except PermissionError as error:

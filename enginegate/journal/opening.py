@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from enginegate.errors import JournalError
@@ -11,6 +11,7 @@ from enginegate.journal.failures import JournalFull, live_file, new_file
 from enginegate.journal.files import (
     EX_CONFIG,
     QUARANTINE,
+    Entry,
     listing,
     lock_directory,
     lock_holder,
@@ -45,6 +46,7 @@ def take(
     lock_fd = lock_directory(directory)
     try:
         recovered = recover(storage, directory, key_ids=key_ids, drop_suspect=drop_suspect)
+        demand_one_instance(storage, directory, recovered.instance)
         if not forsake_generations:
             _check_generations(storage, directory, key_ids)
         recovered.warnings[:0] = warnings
@@ -78,24 +80,52 @@ def demand_key(directory: Path, key_ids: Collection[str], storage: Storage = _ST
             return
 
 
+def demand_one_instance(storage: Storage, directory: Path, instance: str) -> None:
+    """See that all snapshots are of the instance that was read.
+
+    The newest files are what counts. Where others put them there, whole as they are, a start
+    would go on with the state of somebody else, and in time remove its own.
+    Raises JournalError (exit code 65).
+    """
+    for path, header in _headers(storage, directory, listing(storage, directory).snapshots):
+        if instance and header.instance != instance:
+            raise JournalError(
+                "files of two instances lie in one directory:"
+                f" this one is of {header.instance}, the newest is of {instance}",
+                path=str(path),
+                hint="Move away those that do not belong here, `enginegate journal verify` names"
+                " them. Nothing was changed.",
+            )
+
+
 def _check_generations(storage: Storage, directory: Path, key_ids: Collection[str]) -> None:
     """See that the generations kept to fall back on are sealed with keys that are there.
 
-    Damage in them is no matter here. Raises JournalError (exit code 78).
+    Raises JournalError (exit code 78).
     """
     found = listing(storage, directory)
     kept = found.snapshots[-GENERATIONS:]
     since = kept[0].sequence if kept else 0
-    for entry in [*kept, *(one for one in found.segments if one.sequence > since)]:
-        header = _header_of(storage, directory / entry.name)
-        if header is not None and header.key_id not in key_ids:
+    kept += (one for one in found.segments if one.sequence > since)
+    for path, header in _headers(storage, directory, kept):
+        if header.key_id not in key_ids:
             raise JournalError(
                 f"an older generation still needs master key {header.key_id}",
-                path=str(directory / entry.name),
+                path=str(path),
                 hint="Give both keys, the new one first, and run `enginegate rekey`; where the old"
                 " one is gone for good, `enginegate rekey --purge-old-generations`.",
                 exit_code=EX_CONFIG,
             )
+
+
+def _headers(
+    storage: Storage, directory: Path, entries: Iterable[Entry]
+) -> Iterator[tuple[Path, FileHeader]]:
+    """Yield the files whose headers can be read; damage is no matter here."""
+    for entry in entries:
+        header = _header_of(storage, directory / entry.name)
+        if header is not None:
+            yield directory / entry.name, header
 
 
 def _header_of(storage: Storage, path: Path) -> FileHeader | None:

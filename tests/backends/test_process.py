@@ -219,6 +219,9 @@ class TestStart:
         await harness.backend.stop(spec.engine_id, grace_s=10)
         data = harness.folder / "engines" / spec.engine_id
         data.rename(harness.folder / "elsewhere")
+        for seen in (await harness.backend.inspect(spec.engine_id), *await harness.backend.list()):
+            assert (seen.presence, seen.data_lost) == (Presence.ABSENT, True)
+            assert spec.engine_id in seen.detail
         with pytest.raises(DataLostError, match=spec.engine_id):
             await harness.backend.start(spec)
         await harness.backend.destroy(spec.engine_id)
@@ -519,7 +522,7 @@ class TestAdoption:
         await harness.backend.start(spec := harness.spec())
         path = record_of(harness, spec)
         record = msgspec.json.decode(path.read_bytes(), type=process_files.Record)
-        await harness.backend.destroy(spec.engine_id)
+        await harness.backend.stop(spec.engine_id, grace_s=10)
         me = proc.read_stat(os.getpid())
         assert me is not None
         for stranger in (

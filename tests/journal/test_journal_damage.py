@@ -538,6 +538,36 @@ def test_a_segment_of_another_instance_is_refused(tmp_path):
     assert "belongs to another instance" in str(refused(tmp_path / "data"))
 
 
+def test_newer_files_of_another_instance_are_refused(tmp_path):
+    """Whole as they are, they would be somebody else's state in place of this one's."""
+    make(tmp_path / "data")
+    for _ in range(3):
+        with begun(tmp_path / "data", [product()]) as journal:
+            crash(journal)
+    with begun(tmp_path / "other", [product()]) as journal:
+        journal.append([booted(index) for index in range(50)])
+        crash(journal)
+    for number in range(9):
+        with begun(tmp_path / "other", [product()]) as journal:
+            journal.append([booted(number)])
+            crash(journal)
+    others = [segments(tmp_path / "other")[-1], snapshots(tmp_path / "other")[-1]]
+    before = segments(tmp_path / "data") + snapshots(tmp_path / "data")
+    for path in others:
+        shutil.copy(path, tmp_path / "data")
+    error = refused(tmp_path / "data")
+    assert "files of two instances" in str(error)
+    assert "Move away those that do not belong here" in error.hint
+    assert Path(error.path) in before
+    assert error.exit_code == 65
+    report = verify(tmp_path / "data")
+    assert not report.starts
+    assert report.exit_code == 2
+    for path in others:
+        (tmp_path / "data" / path.name).unlink()
+    assert verify(tmp_path / "data").exit_code == 0
+
+
 def test_a_renamed_file_is_refused(tmp_path):
     """A file bears the epoch and sequence it was made with."""
     path, _ = make(tmp_path / "data")
