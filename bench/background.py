@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ TITLE = "a warm admit beside a 300-engine sweep, snapshots of 100,000 engines, a
 SHARE = 0.3
 MEASURED_S = 6  # a whole sweep
 CONNECTIONS = 32
+KEYS_PER_S = 1_200  # that a gate opens after its start, and some to spare
 NEVER_S = 86_400.0
 
 Beside = Callable[[], AbstractContextManager[None]]
@@ -41,17 +43,13 @@ class Gate(Struct, frozen=True):
 
 def run(context: Context) -> Result:
     result = Result(bench=NAME)
-    if not wrk.installed():
-        result.skipped.append(wrk.MISSING)
+    result.skipped += open_load.missing()
+    if result.skipped:
         return result
     with ExitStack() as stack:
-        everywhere = os.sched_getaffinity(0)
-        stack.enter_context(_on(everywhere - {max(everywhere)}))
-        quiet, busy, floor = _start(context, stack)
-        for gate in (quiet, busy):
-            os.kill(gate.pid, signal.SIGSTOP)
-            stack.callback(os.kill, gate.pid, signal.SIGCONT)
-        found = _latencies(context, quiet, busy, floor, {max(everywhere)})
+        outside = {max(os.sched_getaffinity(0))}
+        quiet, busy, floor = _start(context, stack, outside)
+        found = _latencies(context, quiet, busy, floor, outside)
     for name, seen in found.items():
         result.figures += [
             figure(f"{name}, p50", [one.p50_ms for one in seen], "ms"),
@@ -68,6 +66,13 @@ def run(context: Context) -> Result:
             guard=100.0,  # it says what the machine adds, not what we do
         ),
         ratio(
+            "p99, what enginegate's grows by / what the bare floor's does",
+            [a * b for a, b in zip(p99["busy"], p99["floor"], strict=True)],
+            [a * b for a, b in zip(p99["quiet"], p99["floor beside busy"], strict=True)],
+            bound=1.5,
+            guard=100.0,
+        ),
+        ratio(
             "p99 beside that load, enginegate / bare floor",
             p99["busy"],
             p99["floor beside busy"],
@@ -80,31 +85,37 @@ def run(context: Context) -> Result:
 
 @contextmanager
 def _on(processors: set[int]) -> Iterator[None]:
-    """Run there, and have there whatever is started; no processors mean all as before.
+    """Run there, and have there whatever is started.
 
-    The load has the last one to itself. It stands for other machines, and spins: a server
-    that woke on its processor would wait for the end of its time slice.
+    What stands for other machines (the load, engines, onlookers) shares one processor; what
+    is measured runs where the system puts it.
     """
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, processors or before)
+    os.sched_setaffinity(0, processors)
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
 
 
-def _start(context: Context, stack: ExitStack) -> tuple[Gate, Gate, Target]:
+def _start(context: Context, stack: ExitStack, outside: set[int]) -> tuple[Gate, Gate, Target]:
+    """Start all and freeze the gates, once they have opened the keys of their fleets."""
     running, rows = context.pick(300, 30), context.pick(100_000, 2_000)
     farm = free_ports(running)
     command = [sys.executable, "-m", "bench.http.engine_farm", str(farm), str(running)]
     folder = context.directory
-    stack.enter_context(servers.process(command, port=farm, directory=folder))
+    with _on(outside):
+        stack.enter_context(servers.process(command, port=farm, directory=folder))
     context.progress(f"two fleets of {rows:,} engines")
     large = partial(_large, context, farm=farm, running=running, rows=rows)
     quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
     busy = stack.enter_context(large("busy", sweep_every_s=MEASURED_S, snapshot_every_s=2.0))
-    floor = stack.enter_context(servers.bare_protocol(folder))
-    return quiet, busy, floor
+    context.progress("keys are opened")
+    time.sleep(rows / KEYS_PER_S)
+    for gate in (quiet, busy):
+        os.kill(gate.pid, signal.SIGSTOP)
+        stack.callback(os.kill, gate.pid, signal.SIGCONT)
+    return quiet, busy, stack.enter_context(servers.bare_protocol(folder))
 
 
 @contextmanager
@@ -140,11 +151,12 @@ def _latencies(
             SHARE * wrk.run(one, connections=CONNECTIONS, seconds=2).requests_per_s
             for one in (quiet.target, floor)
         )
+    generator = open_load.Load(context.directory)
     found: dict[str, list[Latency]] = {}
 
     def load(name: str, target: Target, rate: float, beside: Beside) -> float:
-        with beside(), _on(outside):
-            seen = open_load.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
+        with _on(outside), beside():
+            seen = generator.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
         found.setdefault(name, []).append(seen)
         return seen.p99_ms
 
@@ -156,7 +168,7 @@ def _latencies(
             "floor": partial(load, "floor", floor, floors, nullcontext),
             "floor beside busy": partial(load, "floor beside busy", floor, floors, at_work),
         },
-        rounds=context.pick(7, 1),
+        rounds=context.pick(11, 1),
         progress=context.progress,
     )
     return found

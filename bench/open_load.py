@@ -18,8 +18,8 @@ SHARES = (0.5, 0.8)
 
 def run(context: Context) -> Result:
     result = Result(bench=NAME)
-    if not wrk.installed():
-        result.skipped.append(wrk.MISSING)
+    result.skipped += open_load.missing()
+    if result.skipped:
         return result
     with ExitStack() as stack:
         targets = _targets(context, stack)
@@ -49,10 +49,11 @@ def _latencies(
 ) -> dict[str, list[Latency]]:
     found: dict[str, list[Latency]] = {name: [] for name in targets}
     rates = {name: share * capacity(target) for name, target in targets.items()}
+    generator = open_load.Load(context.directory)
 
     def load(name: str) -> float:
         seconds = context.pick(4, 1)
-        found[name].append(open_load.run(targets[name], rate=rates[name], seconds=seconds))
+        found[name].append(generator.run(targets[name], rate=rates[name], seconds=seconds))
         return found[name][-1].p99_ms
 
     interleaved(
