@@ -153,24 +153,24 @@ class Admission:
     ) -> int | None:
         """Return 0 and count the call, or the wait until it would be let in (None: never)."""
         policy = product.product.policy
-        windows: list[SlidingWindow] = []
+        limits: list[tuple[SlidingWindow, int]] = []
         if policy.rate_limit_rpm is not None:
-            wait_ns = product.window.wait_ns(now_ns, policy.rate_limit_rpm)
-            if wait_ns != 0:
-                return wait_ns
-            windows.append(product.window)
+            limits.append((product.window, policy.rate_limit_rpm))
+        window = product.user_windows.get(user_id) or SlidingWindow()
         if policy.user_rate_limit_rpm is not None:
-            window = product.user_windows.get(user_id)
-            if window is None:
-                window = product.user_windows[user_id] = SlidingWindow()
-            wait_ns = window.wait_ns(now_ns, policy.user_rate_limit_rpm)
-            if wait_ns != 0:
-                return wait_ns
-            windows.append(window)
-        if count:
-            for window in windows:
-                window.add(now_ns)
-        return 0
+            limits.append((window, policy.user_rate_limit_rpm))
+        longest_ns = 0
+        for one, limit in limits:
+            wait_ns = one.wait_ns(now_ns, limit)
+            if wait_ns is None:
+                return None
+            longest_ns = max(longest_ns, wait_ns)
+        if count and longest_ns == 0:
+            for one, _ in limits:
+                one.add(now_ns)
+            if policy.user_rate_limit_rpm is not None:
+                product.user_windows[user_id] = window
+        return longest_ns
 
     # The long road
 

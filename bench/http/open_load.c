@@ -32,13 +32,26 @@ struct connection {
 };
 
 static struct connection connections[CONNECTIONS_MAX];
-static struct connection *unused[CONNECTIONS_MAX];
-static int unused_count;
+static struct connection *unused[CONNECTIONS_MAX]; /* a ring: none stays silent for long */
+static int unused_first, unused_count;
 static char request[BYTES_MAX];
 static size_t request_bytes;
 static double began_s, every_s;
 static long asked, answered;
 static double *latencies_ms; /* of each question, 0 until it is answered */
+
+static void put_back(struct connection *one)
+{
+    unused[(unused_first + unused_count++) % CONNECTIONS_MAX] = one;
+}
+
+static struct connection *take_unused(void)
+{
+    struct connection *one = unused[unused_first];
+    unused_first = (unused_first + 1) % CONNECTIONS_MAX;
+    unused_count--;
+    return one;
+}
 
 static double now_s(void)
 {
@@ -93,7 +106,7 @@ static void hear(struct connection *one)
         return;
     answered++;
     latencies_ms[one->number] = late_ms(one->number);
-    unused[unused_count++] = one;
+    put_back(one);
 }
 
 static void open_all(const char *address, int port, int count, int epoll)
@@ -112,7 +125,7 @@ static void open_all(const char *address, int port, int count, int epoll)
         struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = one};
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, one->fd, &wanted) != 0)
             err(1, "epoll");
-        unused[unused_count++] = one;
+        put_back(one);
     }
 }
 
@@ -125,7 +138,7 @@ static int heard(int epoll, struct epoll_event *events, double until_s)
     struct timespec left = {.tv_sec = (time_t)left_s};
     left.tv_nsec = (long)((left_s - left.tv_sec) * 1e9);
     int count = epoll_pwait2(epoll, events, CONNECTIONS_MAX, &left, NULL);
-    if (count < 0)
+    if (count < 0 && errno != EINTR)
         err(1, "epoll");
     return count;
 }
@@ -153,7 +166,7 @@ int main(int argc, char **argv)
     double until_s = due_s(all) + PATIENCE_S;
     while (answered < all && now_s() < until_s) {
         while (asked < all && unused_count > 0 && due_s(asked) <= now_s())
-            ask(unused[--unused_count]);
+            ask(take_unused());
         double next_s = asked < all && unused_count > 0 ? due_s(asked) : until_s;
         int some = heard(epoll, events, next_s);
         for (int index = 0; index < some; index++)

@@ -107,7 +107,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         line = Line(transport, linger=self._may_be_sending, leave=self._leaves)
         super().connection_made(line)
-        self.flow = Flow(line, self.go_on)
+        self.flow = Flow(line, self.pipeline, self.go_on)
         if self.doors.enter(self):
             self._wait_in(self.doors.silent)
             return
@@ -296,6 +296,8 @@ class Connection(HttpToolsProtocol):
         if self._owed == 0 and not self.transport.is_closing():
             if self._last_words is not None:
                 self._say(self._last_words)
+            elif self.cycle.waiting_for_100_continue and self._in_body:
+                self.transport.close()  # the body may come or not: what comes next is not known
             elif self.doors.draining and not self._in_message:
                 self.transport.close()
         self._settle()

@@ -56,6 +56,39 @@ async def test_only_so_many_pipelined_requests_are_taken_up(served: Served) -> N
         assert (await client.answer())[0] == OK
 
 
+async def test_an_answer_lets_no_more_in_than_went_out(served: Served) -> None:
+    """A client that reads and asks without end costs no more memory than one that waits."""
+    client = await served.client()
+    client.writer.write(get("/") * 20_000)
+    most = 0
+    for _ in range(20_000):
+        assert (await client.answer())[0] == OK
+        (guest,) = served.server.doors.open
+        most = max(most, len(guest.pipeline))  # type: ignore[attr-defined]
+    assert 0 < most < 500
+
+
+async def test_an_answer_instead_of_continue_is_the_last(served: Served) -> None:
+    """Whether the body still comes is the client's choice, so nothing behind it can be read."""
+    client = await served.client()
+    await client.send(
+        b"POST /unread HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    )
+    assert (await client.answer())[0] == OK
+    assert await client.rest() == b""
+
+
+async def test_a_body_that_was_asked_for_keeps_the_connection(served: Served) -> None:
+    """`Expect: 100-continue`, and the body after the server's word."""
+    client = await served.client()
+    await client.send(
+        b"POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    )
+    assert (await client.answer())[0] == 100
+    assert (await client.ask(b"{}"))[2] == b"POST /a 2"
+    assert await client.is_open()
+
+
 async def test_a_client_that_has_said_all_still_gets_its_answer(served: Served) -> None:
     """It closed its own side only."""
     client = await served.client()

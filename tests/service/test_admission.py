@@ -1,6 +1,7 @@
 """Admit: who goes on, who is refused and why, and what it costs whom."""
 
 import asyncio
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from enginegate.errors import (
     StorageUnavailableError,
     WakeTimeoutError,
 )
+from enginegate.ratelimit import NS_PER_S, SlidingWindow
 from tests.fakes import settle
 
 
@@ -106,6 +108,19 @@ async def test_the_user_limit_spares_other_users(gate: Any) -> None:
     with pytest.raises(RateLimitedError):
         await gate.admit(owner)
     assert gate.warm("bob") is not None
+
+
+async def test_who_is_over_both_limits_waits_for_both(gate: Any) -> None:
+    """Told the shorter wait, a caller would come back too early."""
+    owner = await gate.product(rate_limit_rpm=1, user_rate_limit_rpm=1)
+    await gate.engine(owner)
+    now_ns = monotonic_ns()
+    owner.window.add(now_ns - 50 * NS_PER_S)
+    owner.user_windows["ann"] = SlidingWindow()
+    owner.user_windows["ann"].add(now_ns)
+    with pytest.raises(RateLimitedError) as refused:
+        await gate.admit(owner)
+    assert 59 < refused.value.fields["retry_after_s"] <= 60
 
 
 async def test_a_limit_of_zero_refuses_everybody(gate: Any) -> None:
