@@ -37,22 +37,29 @@ class Latency(Struct, frozen=True, kw_only=True):
 
 def missing() -> list[str]:
     """Return what a benchmark at a share of the capacity lacks here, and how to get it."""
-    needed = ((wrk.installed(), wrk.MISSING), (_compiler() is not None, MISSING))
+    needed = ((wrk.installed(), wrk.MISSING), (compiler() is not None, MISSING))
     return [said for there, said in needed if not there]
 
 
-def _compiler() -> str | None:
-    return shutil.which("gcc") or shutil.which("cc")
+def compiler() -> str | None:
+    """Return a compiler that finds the C library's headers, which may be a package of their own."""
+    found = shutil.which("gcc") or shutil.which("cc")
+    if found is None:
+        return None
+    command = [found, "-fsyntax-only", "-x", "c", "-"]
+    source = b"#include <sys/epoll.h>\n"
+    tried = subprocess.run(command, check=False, input=source, capture_output=True)
+    return found if tried.returncode == 0 else None
 
 
 class Load:
     """The load generator, compiled into a directory."""
 
     def __init__(self, directory: Path) -> None:
-        compiler = _compiler()
-        assert compiler is not None, MISSING
+        found = compiler()
+        assert found is not None, MISSING
         self._program = directory / "open_load"
-        subprocess.run([compiler, *OPTIONS, "-o", self._program, SOURCE], check=True)
+        subprocess.run([found, *OPTIONS, "-o", self._program, SOURCE], check=True)
 
     def run(self, target: Target, *, rate: float, seconds: float) -> Latency:
         """Ask `rate` times a second and return the latencies, those of the warm-up left out.

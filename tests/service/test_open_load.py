@@ -1,7 +1,6 @@
 """The benchmarks' load at a fixed rate: what it says of a server is what users would feel."""
 
 import asyncio
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,9 +10,7 @@ import pytest
 from bench.http import open_load
 from bench.http.servers import Target
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("gcc") is None, reason="the load generator is compiled with gcc"
-)
+pytestmark = pytest.mark.skipif(open_load.compiler() is None, reason=open_load.MISSING)
 STALL_S = 0.3
 
 
