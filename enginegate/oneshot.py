@@ -36,6 +36,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         if url.scheme != "http":
             raise httpx.UnsupportedProtocol(f"{url.scheme!r} is not plain HTTP", request=request)
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)  # to connect is a turn of its own: who waits comes first
         try:
             transport, answer = await loop.create_connection(
                 lambda: _Answer(loop), url.host, url.port or 80
@@ -59,6 +60,12 @@ class _Answer(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[httpx.Response] = loop.create_future()
+        self._size = 0
+        self._body = b""
+        self._names: set[bytes] = set()  # of headers
+        self._to_the_end = False
+
+    def connection_made(self, _: asyncio.BaseTransport) -> None:
         self._parser = httptools.HttpResponseParser(self)
         # Nothing follows an answer here, so what is loosely written cannot be taken for another.
         self._parser.set_dangerous_leniencies(
@@ -66,10 +73,6 @@ class _Answer(asyncio.Protocol):
             lenient_chunked_length=True,
             lenient_optional_cr_before_lf=True,
         )
-        self._size = 0
-        self._body = b""
-        self._names: set[bytes] = set()  # of headers
-        self._to_the_end = False
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
@@ -90,6 +93,8 @@ class _Answer(asyncio.Protocol):
         if self._to_the_end and exc is None:
             self._finish()
         self._fail(f"the connection ended before the answer{f': {exc}' if exc else ''}")
+        # The two know each other: left to the garbage collector, they would have it at work.
+        del self._parser
 
     # What the parser tells
 
