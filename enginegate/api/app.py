@@ -5,6 +5,7 @@ and without routing. Whatever is not exactly that case goes on to the routes, wi
 part of the body that was read already.
 """
 
+import asyncio
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -140,6 +141,7 @@ class Gate:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
+            await asyncio.sleep(0)  # to read it was a turn of its own: who waits comes first
             await self._ordinary(_with_slashes_kept(scope), receive, send)
 
     def _read(self, scope: Scope) -> Repeat | None:

@@ -1,5 +1,6 @@
 """One route, and one call of it: who asks, what for, do it, answer."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,7 @@ class Endpoint:
         self.doorkeeper = doorkeeper
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0)  # to find the route was a turn of its own
         try:
             response = await self._answer(Request(scope, receive))
         except ClientDisconnect:
@@ -132,7 +134,10 @@ class Endpoint:
     async def _answer(self, request: Request) -> Response:
         call = await self._checked(request)
         done = await self.route.handler(call)
-        return done if isinstance(done, Response) else json_response(done)
+        if isinstance(done, Response):
+            return done
+        await asyncio.sleep(0)  # so is to write down a long answer
+        return json_response(done)
 
     async def _checked(self, request: Request) -> Call:
         """Check everything that can be checked without knowing what the route does."""
