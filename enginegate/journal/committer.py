@@ -42,7 +42,7 @@ CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
 PART_RECORDS = 500  # to list, not to encode
 REST_S = 0.001  # between the steps of a snapshot, so that they take a small part of the time
-BLOCK_REST_S = 0.004  # between its blocks, which take the system (and its disk) 0.3 ms each
+PACE_BYTES_PER_S = 16 * 1024 * 1024  # of its file, so that system and disk have time for others
 FEW = 3  # steps that need no rest: the header's, one of records, the end's
 MAX_QUEUED_FACTS = 100_000
 TICK_S = 1.0
@@ -272,9 +272,9 @@ class Committer:
         write = partial(self._journal.write_encoded, _let_go(encoded), at, rest=self._rest)
         await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, write)
 
-    def _rest(self) -> None:
+    def _rest(self, size: int) -> None:
         """Let the loop, and the disk, have their time between two blocks; a close does not wait."""
-        self._hurry.wait(BLOCK_REST_S)
+        self._hurry.wait(size / PACE_BYTES_PER_S)
 
     def _snapshot_wanted(self) -> bool:
         if self._compactions:

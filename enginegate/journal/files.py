@@ -30,7 +30,7 @@ EX_TEMPFAIL, EX_CONFIG = 75, 78
 COPY_HINT = "Put the file itself there, or a copy that `enginegate journal backup` made."
 ACCESS_HINT = "Give the user that enginegate runs as access to it (`chown`, `chmod 600`)."
 
-BLOCK_BYTES = 64 * 1024  # the system takes 0.2 ms for as much, and nobody else has the processor
+BLOCK_BYTES = 64 * 1024  # to read; the system takes 0.1 ms, and nobody else has the processor
 _PATTERN = re.compile(r"(wal|snap)-(\d{1,18})-(\d{1,18})\.(egj|egs)")
 _NOT_WHOLE = frozenset({errno.EINVAL, errno.EIO})  # odd, or the disk does not give it
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
@@ -158,11 +158,11 @@ def read_start(storage: Storage, path: Path, size: int) -> bytes:
         storage.close(fd)
 
 
-Rest = Callable[[], None]
-"""Lets others have the processor for a moment."""
+Rest = Callable[[int], None]
+"""Lets others have the processor for a moment, after so many bytes."""
 
 
-def no_rest() -> None:
+def no_rest(_: int) -> None:
     """Go on at once: nobody waits."""
 
 
@@ -191,7 +191,7 @@ def write_new(
                 write_all(storage, fd, block, length)
                 storage.begin_write_back(fd, length, len(block))  # not all of it in the sync
                 length, check = length + len(block), crc32(block, check)
-                rest()
+                rest(len(block))
             storage.fsync(fd)
             if _checksum(storage, fd, length, rest) != check:
                 _refuse_disk(temporary)
@@ -270,7 +270,7 @@ def _checksum(storage: Storage, fd: int, length: int, rest: Rest) -> int:
         if not block:
             return -1
         check, offset = crc32(block, check), offset + len(block)
-        rest()
+        rest(len(block))
     return check
 
 

@@ -455,7 +455,7 @@ async def test_close_waits_for_a_snapshot_under_way(tmp_path):
 
 async def test_close_ends_the_rests_of_a_snapshot_under_way(tmp_path, monkeypatch):
     """What rests between blocks for the loop's sake has nobody to rest for any more."""
-    monkeypatch.setattr(committer_module, "BLOCK_REST_S", 3600.0)
+    monkeypatch.setattr(committer_module, "PACE_BYTES_PER_S", 1e-3)
     async with running(tmp_path / "data") as rig:
         future = rig.committer.compact()
         await until(lambda: any((tmp_path / "data").glob("snap-*.tmp")))
