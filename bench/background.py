@@ -24,6 +24,7 @@ NAME = "background"
 TITLE = "a warm admit beside a 300-engine sweep, snapshots of 100,000 engines, audits, scrapes"
 SHARE = 0.3
 MEASURED_S = 6  # a whole sweep
+THAWED_S = 4  # until a frozen gate has made up for what was due, and has its memory back
 CONNECTIONS = 32
 KEYS_PER_S = 1_200  # that a gate opens after its start, and some to spare
 NEVER_S = 86_400.0
@@ -47,8 +48,9 @@ def run(context: Context) -> Result:
     if result.skipped:
         return result
     with ExitStack() as stack:
-        outside = {max(os.sched_getaffinity(0))}
-        quiet, busy, floor = _start(context, stack, outside)
+        here = os.sched_getaffinity(0)
+        outside = {max(here)}
+        quiet, busy, floor = _start(context, stack, outside, inside=here - outside or here)
         found = _latencies(context, quiet, busy, floor, outside)
     for name, seen in found.items():
         result.figures += [
@@ -87,8 +89,9 @@ def run(context: Context) -> Result:
 def _on(processors: set[int]) -> Iterator[None]:
     """Run there, and have there whatever is started.
 
-    What stands for other machines (the load, engines, onlookers) shares one processor; what
-    is measured runs where the system puts it.
+    What stands for other machines (the load, engines, onlookers) shares one processor, and
+    what is measured has the others: a system that sees one sending to the other puts both on
+    one processor, as it cannot where they are two machines, and one waits for the other there.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, processors)
@@ -98,7 +101,9 @@ def _on(processors: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _start(context: Context, stack: ExitStack, outside: set[int]) -> tuple[Gate, Gate, Target]:
+def _start(
+    context: Context, stack: ExitStack, outside: set[int], *, inside: set[int]
+) -> tuple[Gate, Gate, Target]:
     """Start all and freeze the gates, once they have opened the keys of their fleets."""
     running, rows = context.pick(300, 30), context.pick(100_000, 2_000)
     farm = free_ports(running)
@@ -108,14 +113,16 @@ def _start(context: Context, stack: ExitStack, outside: set[int]) -> tuple[Gate,
         stack.enter_context(servers.process(command, port=farm, directory=folder))
     context.progress(f"two fleets of {rows:,} engines")
     large = partial(_large, context, farm=farm, running=running, rows=rows)
-    quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
-    busy = stack.enter_context(large("busy", sweep_every_s=MEASURED_S, snapshot_every_s=2.0))
+    with _on(inside):
+        quiet = stack.enter_context(large("quiet", sweep_every_s=NEVER_S, snapshot_every_s=0.0))
+        busy = stack.enter_context(large("busy", sweep_every_s=MEASURED_S, snapshot_every_s=2.0))
+        floor = stack.enter_context(servers.bare_protocol(folder))
     context.progress("keys are opened")
     time.sleep(rows / KEYS_PER_S)
     for gate in (quiet, busy):
         os.kill(gate.pid, signal.SIGSTOP)
         stack.callback(os.kill, gate.pid, signal.SIGCONT)
-    return quiet, busy, stack.enter_context(servers.bare_protocol(folder))
+    return quiet, busy, floor
 
 
 @contextmanager
@@ -156,7 +163,12 @@ def _latencies(
 
     def load(name: str, target: Target, rate: float, beside: Beside) -> float:
         with _on(outside), beside():
-            seen = generator.run(target, rate=rate, seconds=context.pick(MEASURED_S, 1))
+            seen = generator.run(
+                target,
+                rate=rate,
+                seconds=context.pick(MEASURED_S, 1),
+                warm_up_s=context.pick(THAWED_S, 1),
+            )
         found.setdefault(name, []).append(seen)
         return seen.p99_ms
 

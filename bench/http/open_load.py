@@ -61,14 +61,16 @@ class Load:
         self._program = directory / "open_load"
         subprocess.run([found, *OPTIONS, "-o", self._program, SOURCE], check=True)
 
-    def run(self, target: Target, *, rate: float, seconds: float) -> Latency:
+    def run(
+        self, target: Target, *, rate: float, seconds: float, warm_up_s: float = WARM_UP_S
+    ) -> Latency:
         """Ask `rate` times a second and return the latencies, those of the warm-up left out.
 
         Raises:
             CalledProcessError: a connection broke, or an answer was not 200.
         """
         address = urlsplit(target.url)
-        asked = (address.hostname, address.port, rate, WARM_UP_S, seconds, CONNECTIONS)
+        asked = (address.hostname, address.port, rate, warm_up_s, seconds, CONNECTIONS)
         done = subprocess.run(
             [self._program, *map(str, asked)],
             input=_request(target),
