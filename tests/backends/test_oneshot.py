@@ -1,7 +1,9 @@
 """One request, one connection: every way in which an answer can come, and every way it cannot."""
 
 import asyncio
+import gc
 import gzip
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -164,3 +166,16 @@ async def test_whoever_stops_waiting_closes_the_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert OPEN == []
+
+
+async def test_an_exchange_leaves_nothing_to_the_garbage_collector() -> None:
+    """A sweep has hundreds of them, and a collection holds up every admit that comes meanwhile."""
+    gc.disable()
+    try:
+        async with server(OK + b"Content-Length: 2\r\n\r\nok") as (url, _):
+            answer = weakref.ref(await get(url))
+            async with asyncio.timeout(5):
+                while answer() is not None:
+                    await asyncio.sleep(0)
+    finally:
+        gc.enable()
