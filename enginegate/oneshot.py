@@ -47,7 +47,10 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             host, port, *_ = transport.get_extra_info("sockname")
             with self._connected((host, port)):
                 transport.write(_encode(request))
-                return await answer.done
+                status, body = await answer.done
+                await asyncio.sleep(0)  # what is done with an answer is not the turn that read it
+                # Without its headers: httpx would unpack what is said to be packed, at any size.
+                return httpx.Response(status, stream=httpx.ByteStream(body))
         except httpx.TransportError as error:
             error.request = request
             raise
@@ -56,10 +59,10 @@ class OneShotTransport(httpx.AsyncBaseTransport):
 
 
 class _Answer(asyncio.Protocol):
-    """What comes back on one connection; `done` has it once it is whole."""
+    """What comes back on one connection; `done` has its status and body once it is whole."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[httpx.Response] = loop.create_future()
+        self.done: asyncio.Future[tuple[int, bytes]] = loop.create_future()
         self._size = 0
         self._body = b""
         self._names: set[bytes] = set()  # of headers
@@ -120,9 +123,7 @@ class _Answer(asyncio.Protocol):
 
     def _finish(self) -> None:
         if not self.done.done():
-            # Without its headers: httpx would unpack what is said to be packed, whatever its size.
-            status = self._parser.get_status_code()
-            self.done.set_result(httpx.Response(status, content=self._body))
+            self.done.set_result((self._parser.get_status_code(), self._body))
 
     def _fail(self, why: str) -> None:
         if not self.done.done():

@@ -7,6 +7,7 @@ exchange, so that a trickling answer cannot hold a probe.
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Collection, Iterator
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from enginegate.oneshot import OneShotTransport
 
 DETAIL_MAX = 200
 FORGET_SOURCE_AFTER_S = 1.0
+REQUESTS_KEPT = 4096  # 1.4 kB each; a larger fleet's are made anew
 
 _HEADERS: Final = httpx.Headers(
     {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
@@ -92,9 +94,10 @@ class Probe:
         return Health(ok=ok, busy=busy, detail=detail, took_ms=took_ms)
 
     async def _fetch(self, url: str) -> tuple[int, bytes]:
-        request = httpx.Request("GET", url, headers=_HEADERS)
-        answer = await self._transport.handle_async_request(request)
-        return answer.status_code, await answer.aread()
+        answer = await self._transport.handle_async_request(_request(url))
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        # As it came, which is what was asked for; what else httpx could do costs five times that.
+        return answer.status_code, b"".join([part async for part in answer.stream])
 
     @contextlib.contextmanager
     def _connects(self, source: tuple[str, int]) -> Iterator[None]:
@@ -116,6 +119,12 @@ class Probe:
         if self._require_status_ok and not (isinstance(said, dict) and said.get("status") == "ok"):
             raise _UnfitError('200 without "status": "ok"')
         return isinstance(said, dict) and _busy(said)
+
+
+@functools.lru_cache(maxsize=REQUESTS_KEPT)
+def _request(url: str) -> httpx.Request:
+    """Return the same one for each probe of an engine: to make it is half of what a probe costs."""
+    return httpx.Request("GET", url, headers=_HEADERS)
 
 
 def _busy(said: dict[str, object]) -> bool:
