@@ -40,7 +40,7 @@ CLOSED = "The journal is closed: nothing was changed."
 CROWDED = "Too many changes are waiting for the disk: nothing was changed."
 
 MAX_BATCH_FACTS = 1000  # keeps one turn of the loop short
-PART_RECORDS = 500  # to list, not to encode
+PART_RECORDS = 200  # to list, not to encode
 REST_S = 0.001  # between the steps of a snapshot, so that they take a small part of the time
 PACE_BYTES_PER_S = 16 * 1024 * 1024  # of its file, so that system and disk have time for others
 FEW = 3  # steps that need no rest: the header's, one of records, the end's

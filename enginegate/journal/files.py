@@ -176,7 +176,7 @@ def write_new(
 ) -> tuple[int, int]:
     """Write a `.tmp` file for `path`, sync it, read it back; return its open fd and length.
 
-    `rest` is called after each block, written or read back.
+    `rest` is called after each step with a block: written, on its way to the disk, read back.
     Raises JournalFull where there is no room (the file is gone again), JournalFailed otherwise.
     """
     temporary = path.with_name(path.name + TEMPORARY)
@@ -189,9 +189,11 @@ def write_new(
             length, check = 0, 0
             for block in blocks:
                 write_all(storage, fd, block, length)
+                check = crc32(block, check)
+                rest(len(block) // 2)
                 storage.begin_write_back(fd, length, len(block))  # not all of it in the sync
-                length, check = length + len(block), crc32(block, check)
-                rest(len(block))
+                length += len(block)
+                rest(len(block) // 2)
             storage.fsync(fd)
             if _checksum(storage, fd, length, rest) != check:
                 _refuse_disk(temporary)
