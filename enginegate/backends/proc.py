@@ -13,6 +13,7 @@ from msgspec import Struct
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STOPPED = "T"
+RUNNING = "R"
 GONE = frozenset("ZX")
 
 

@@ -266,8 +266,7 @@ class ProcessBackend:
     async def _end_life(self, life: Life, grace_s: float) -> None:
         life.expected = True
         try:
-            life.send(signal.SIGTERM)
-            life.send(signal.SIGCONT)
+            await life.ask_to_end()
             if grace_s > 0 and await within(grace_s, life.ended):
                 return
             life.send(signal.SIGKILL)

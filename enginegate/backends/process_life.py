@@ -9,12 +9,15 @@ import asyncio
 import os
 import select
 import signal
+import time
 from contextlib import suppress
 from typing import Self
 
 from enginegate.backends import proc
 from enginegate.backends.process_files import Record
 
+AWAKE_WAIT_S = 0.1
+AWAKE_PAUSE_S = 0.002
 SIGNAL_BASE = 128  # as shells and Docker write it: killed by signal n is 128 + n
 
 
@@ -78,6 +81,22 @@ class Life:
         if not self.has_ended():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
+
+    async def ask_to_end(self) -> None:
+        """Send SIGTERM; a frozen process is thawed first, and its main thread awake again.
+
+        The kernel gives a signal to any thread that can take one, and of a process that is
+        just being woken that is any. Where only the main thread acts on signals, as in
+        CPython, it would sleep on in its system call and hear nothing until the SIGKILL.
+        """
+        if self.frozen():
+            self.send(signal.SIGCONT)
+            until = time.monotonic() + AWAKE_WAIT_S
+            while (stat := self.stat()) and stat.state == proc.RUNNING:
+                if time.monotonic() > until:
+                    break  # it is at work, so it has been through what was pending
+                await asyncio.sleep(AWAKE_PAUSE_S)
+        self.send(signal.SIGTERM)
 
     def collect(self) -> bool:
         """Take the exit code and bury the process; False where it was no child of ours.

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,26 @@ from tests.backends.contract import (
 )
 
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
+MANY_THREADS = """
+import os, signal, socket, threading
+said = os.path.join(os.environ["ENGINE_DATA_DIR"], "said")
+def write(what):
+    with open(said, "w") as file:
+        file.write(what)
+def end(*_):
+    write("ended")
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for _ in range(4):
+    one, other = socket.socketpair()
+    threading.Thread(target=one.recv, args=(1,), daemon=True).start()
+    threading.Thread(target=other.recv, args=(1,), daemon=True).start()
+listener = socket.create_server(("127.0.0.1", 0))
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # the others wake first
+write("ready")
+listener.accept()
+"""
 Patch = pytest.MonkeyPatch
 
 
@@ -758,6 +779,26 @@ class TestUse:
                 await eventually(one)
             await harness.ask(spec, "/control", method="POST", body='{"hang": false}')
             assert (await check).ok
+
+
+class TestEnds:
+    """What an engine hears of its end."""
+
+    async def test_a_frozen_one_hears_that_it_is_to_end(self, make: Make) -> None:
+        """Its main thread does, which alone can act on it, though others wake at the same time."""
+        harness = await make(command=[sys.executable, "-I", "-S", "-c", MANY_THREADS])
+        spec = harness.spec()
+        await harness.backend.start(spec)
+        said = harness.folder / "engines" / spec.engine_id / "said"
+        await eventually(partial(_is_there, said))
+        await harness.backend.pause(spec.engine_id)
+        async with asyncio.timeout(PATIENCE_S):
+            await harness.backend.stop(spec.engine_id, grace_s=30)
+        assert said.read_text() == "ended"
+
+
+async def _is_there(path: Path) -> bool:
+    return path.exists()
 
 
 class TestProc:
