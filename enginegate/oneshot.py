@@ -78,9 +78,10 @@ class _Answer(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
+        room = ANSWER_MAX_BYTES - self._size  # so that it is no matter how TCP has cut it
         self._size += len(data)
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(data[:room])
         except httptools.HttpParserUpgrade:
             self._fail("no HTTP answer: it switches protocols")
         except httptools.HttpParserError as error:

@@ -120,6 +120,21 @@ async def test_what_is_no_whole_answer_is_an_error(pieces: tuple[bytes, ...]) ->
         assert OPEN == []
 
 
+@pytest.mark.parametrize("piece_bytes", [8192, 10_000_000])
+async def test_what_is_too_long_is_so_however_it_is_cut(piece_bytes: int) -> None:
+    """An engine must not be well in one probe and ill in the next."""
+    head = OK + b"Content-Length: %d\r\n\r\n"
+    for body_bytes, fits in ((ANSWER_MAX_BYTES - 100, True), (ANSWER_MAX_BYTES, False)):
+        whole = head % body_bytes + b"x" * body_bytes + b"and what nobody waits for" * 1000
+        pieces = [whole[at : at + piece_bytes] for at in range(0, len(whole), piece_bytes)]
+        async with server(*pieces) as (url, _):
+            if fits:
+                assert len(await (await get(url)).aread()) == body_bytes
+                continue
+            with pytest.raises(httpx.RemoteProtocolError, match="more than"):
+                await get(url)
+
+
 async def test_what_is_packed_stays_packed() -> None:
     """A few bytes that unpack to a gigabyte cost a probe nothing; it had asked for none."""
     packed = gzip.compress(gzip.compress(bytes(50_000_000)))
