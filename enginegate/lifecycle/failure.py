@@ -7,7 +7,6 @@ from enginegate.backoff import wait_s
 from enginegate.errors import BackendError, GateError
 from enginegate.lifecycle.boot import Booter, DataGoneError, told
 from enginegate.lifecycle.ground import Ground
-from enginegate.model import Engine
 from enginegate.registry import LiveEngine
 
 STOP_GRACE_S = 30.0
@@ -33,7 +32,7 @@ class Failures:
     ) -> None:
         """Record that the engine failed and plan its restart, or give up."""
         engine = live.engine
-        attempts = engine.restart_attempts if self._flapping(engine, during) else 0
+        attempts = engine.restart_attempts if self._flapping(live, during) else 0
         plan = self.plan(attempts + 1, error)
         await self.ground.registry.commit(
             f.Failed(
@@ -57,11 +56,18 @@ class Failures:
             return []
         return await self.booter.log_tail(live)
 
-    def _flapping(self, engine: Engine, during: str) -> bool:
-        """Whether it failed again before it was well for long enough to start counting anew."""
-        if during not in ("running", "wake") or engine.booted_at_ms is None:
+    def _flapping(self, live: LiveEngine, during: str) -> bool:
+        """Whether it failed again before it was well for long enough to start counting anew.
+
+        It was well until it ended, or until its last good probe where those fail by now.
+        """
+        booted_at_ms = live.engine.booted_at_ms
+        if during not in ("running", "wake") or booted_at_ms is None:
             return False
-        well_s = (self.ground.clock.wall_ms() - engine.booted_at_ms) / 1000
+        well_until_ms = self.ground.clock.wall_ms()
+        if live.failing:
+            well_until_ms = max(live.healthy_at_ms or 0, booted_at_ms)
+        well_s = (well_until_ms - booted_at_ms) / 1000
         return 0 <= well_s < self.ground.config.restart.backoff_max_s
 
     def plan(self, attempt: int, error: GateError | None) -> int | None:

@@ -47,7 +47,7 @@ from enginegate import admission
 from enginegate.api.problems import STATUS
 from enginegate.audit import ALL_ACTIONS
 from enginegate.backends.base import Connection, Presence
-from enginegate.config import EngineSettings, Idle, Ports, Restart
+from enginegate.config import EngineSettings, Health, Idle, Ports, Restart
 from enginegate.keys import digest_hex
 from enginegate.lifecycle import sleeping, stopping, verbs
 from enginegate.model import Status
@@ -1906,6 +1906,23 @@ class TestSection25Trail:
             ("auto_restart_failed", 2),
             ("auto_restart_gave_up", None),
         ]
+
+    async def test_only_health_makes_the_count_of_attempts_start_anew(
+        self, open_gate: OpenGate
+    ) -> None:
+        """An engine that fails every probe after its boot was not well, however long that takes."""
+        patient = Health(interval_s=5, max_failures=3)  # 15 s to be found failed
+        async with open_gate(restart=Restart(backoff_max_s=10), health=patient) as gate:
+            gate.run_loops()
+            await gate.engine()
+            for well_s in (12, 0, 0, 12):
+                await gate.pass_time(well_s)
+                for healthy, status in ((False, Status.FAILED), (True, Status.RUNNING)):
+                    gate.fake().healthy = healthy
+                    while gate.live().engine.status is not status:
+                        await gate.pass_time(1)
+            started = (await gate.audit(action="auto_restart_start"))[::-1]
+        assert [entry["metadata"]["attempt"] for entry in started] == [1, 2, 3, 1]
 
     async def test_a_failed_boot_carries_the_last_fifty_lines(self, gate: Gate) -> None:
         """What the engine said last, without the keys it may have said."""
