@@ -98,9 +98,9 @@ class Server:
             sys.setswitchinterval(SWITCH_S)
             inherited = listening.inherited()
             self.inherited = inherited is not None
-            address = self.config.server.host, self.config.server.port
-            listener = inherited or listening.bound(*address)
-            closing.enter_context(listener)
+            asked = self.config.server
+            listener = inherited or listening.bound(asked.host, asked.port)
+            closing.enter_context(listening.impatient(listener, asked.request_timeout_s))
             probe = Probe(require_status_ok=self.config.health.require_status_ok)
             closing.push_async_callback(probe.close)
             backend = self._make_backend(self.config, journal.instance, probe)

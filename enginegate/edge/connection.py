@@ -270,6 +270,8 @@ class Connection(HttpToolsProtocol):
             self._fault = refusals.HEADERS_TOO_LARGE
             raise Refused
         version = self.parser.get_http_version()
+        if version == "1.0":
+            self.expect_100_continue = False  # it would take that for the answer
         names = [name for name, _ in self.headers]
         codings = []
         if b"transfer-encoding" in names:

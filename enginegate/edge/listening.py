@@ -4,6 +4,7 @@ import os
 import socket
 
 SYSTEMD_FIRST_FD = 3
+UNSENT_MAX_BYTES = 128 * 1024  # beyond what is on its way
 
 
 def inherited() -> socket.socket | None:
@@ -32,4 +33,20 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+def impatient(listener: socket.socket, timeout_s: float) -> socket.socket:
+    """Return it, set so that the kernel, too, ends who does not take what is sent.
+
+    What the kernel has taken from us is out of our sight: megabytes of answers for each
+    connection that reads none. So it keeps little that cannot be sent yet, and drops a
+    connection whose client has taken nothing for so long. Connections inherit both from
+    the socket; a system that does not know one does without.
+    """
+    options = {"TCP_USER_TIMEOUT": round(timeout_s * 1000), "TCP_NOTSENT_LOWAT": UNSENT_MAX_BYTES}
+    for name, value in options.items():
+        option = getattr(socket, name, None)
+        if option is not None and listener.family in (socket.AF_INET, socket.AF_INET6):
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
     return listener

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from enginegate.sockets import established
 from tests.e2e.conftest import Server
 
 log = logging.getLogger(__name__)
@@ -167,6 +168,19 @@ def test_deep_json_is_refused(gate: Server) -> None:
             client.sendall(request(gate, f"Content-Length: {depth}", "Connection: close"))
             sent_until_cut(client, b"[" * depth, depth)
             assert told(client).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_who_takes_no_answer_is_cut_though_the_kernel_has_them_all(gate: Server) -> None:
+    """Nothing waits in the server, so it is the kernel that must see that nobody reads."""
+    url = httpx.URL(gate.url)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((url.host, url.port))
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        theirs, until = client.getsockname(), time.monotonic() + 3 * TIMEOUT_S
+        while theirs in {(one.address, one.port) for one in established(url.port or 0)}:
+            assert time.monotonic() < until, "it is kept"
+            time.sleep(0.1)
 
 
 def test_more_connections_than_there_may_be(gate: Server) -> None:

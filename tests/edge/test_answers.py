@@ -89,6 +89,14 @@ async def test_a_body_that_was_asked_for_keeps_the_connection(served: Served) ->
     assert await client.is_open()
 
 
+async def test_an_old_client_is_not_told_to_continue(served: Served) -> None:
+    """HTTP/1.0 knows no answer before the answer (RFC 9110, 10.1.1)."""
+    client = await served.client()
+    await client.send(b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}")
+    status, _, body = await client.answer()
+    assert (status, body) == (OK, b"POST /a 2")
+
+
 async def test_a_client_that_has_said_all_still_gets_its_answer(served: Served) -> None:
     """It closed its own side only."""
     client = await served.client()
