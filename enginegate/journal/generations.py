@@ -54,4 +54,8 @@ class Generations:
             publish_snapshot(self._storage, path)
         self.since = at.written
         self._archive.prune()
+        self.keep_ballast()
+
+    def keep_ballast(self) -> None:
+        """Keep room for as large a snapshot as the newest, if the disk has it."""
         self._new.keep_ballast(self.newest_bytes)

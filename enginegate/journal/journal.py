@@ -313,11 +313,12 @@ class Journal:
     def seal(self) -> None:
         """Write an empty frame: what is before it can no longer be mistaken for a torn tail.
 
-        Does nothing where nothing follows the last one, or where there is no room.
+        Only where something follows the last one, and fits; a ballast that is gone comes back.
         """
         with self._writing:
             if self.sealable and self._current.room(use_reserve=False) >= frames.frame_bytes(0):
                 self._write(frames.SEAL, b"", count=0)
+                self._generations.keep_ballast()
 
     def fail(self, reason: str) -> None:
         """Latch: nothing is written any more until a restart."""
@@ -385,9 +386,8 @@ class Journal:
 
     def _advance(self, segment: Segment, size: int, count: int) -> None:
         self.bytes_written += size
-        link = segment.link
-        number = self._position.number + count
-        self._position = Position(link.sequence, number, link.crc, self.bytes_written)
+        at, number = segment.link, self._position.number + count
+        self._position = Position(at.sequence, number, at.crc, self.bytes_written)
 
     def _publish(self, segment: Segment) -> None:
         """Put a new segment into use."""

@@ -36,6 +36,7 @@ class Room:
 
     def __init__(self, storage: Storage, directory: Path) -> None:
         self.low = False
+        self._told = False  # that there is no ballast
         self._storage = storage
         self._directory = directory
 
@@ -80,7 +81,9 @@ class Room:
         try:
             self._allocate(path, size)
         except JournalFull as error:
-            log.warning("no ballast for a start on a full disk: %s", error)
+            if not self._told:
+                log.warning("no ballast for a start on a full disk: %s", error)
+            self._told = True
 
     def drop_ballast(self) -> None:
         """Give the ballast's room back to the disk."""

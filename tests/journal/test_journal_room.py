@@ -201,6 +201,20 @@ def test_a_start_on_a_full_disk_begins_with_its_ballast(tmp_path):
     assert tail_of(tmp_path / "data", **options) == [(2, booted(1))]
 
 
+def test_a_ballast_that_a_start_gave_up_comes_back_with_the_room(tmp_path):
+    """While the server runs and has nothing to do: the next full disk may be that of a start."""
+    killed_with_facts(tmp_path / "data")
+    storage, ballast = FullStorage(0), tmp_path / "data" / "ballast"
+    with opened(tmp_path / "data", storage=storage, segment_bytes=16 * SEGMENT_BYTES) as journal:
+        journal.begin([product()])
+        assert not ballast.exists()
+        storage.room = 64 * FLOOR_BYTES
+        journal.heal()
+        journal.append([booted(1)])
+        journal.seal()
+        assert ballast.stat().st_size > 0
+
+
 def test_a_start_without_room_may_wait_for_it(tmp_path):
     """Without a ballast nothing begins, and nothing is lost; it begins once there is room."""
     killed_with_facts(tmp_path / "data")
